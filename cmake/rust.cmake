@@ -1,0 +1,1 @@
+add_library(shoal_rust INTERFACE)

@@ -1,0 +1,21 @@
+# The warning set of docs/hacking.md and the sanitizers, as one interface target.
+add_library(shoal_options INTERFACE)
+target_compile_options(shoal_options INTERFACE
+    -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla
+    -fno-omit-frame-pointer)
+target_compile_definitions(shoal_options INTERFACE _GNU_SOURCE)
+target_include_directories(shoal_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
+if(SHOAL_WERROR)
+    target_compile_options(shoal_options INTERFACE -Werror)
+endif()
+if(SHOAL_SANITIZE)
+    target_compile_options(shoal_options INTERFACE -fsanitize=${SHOAL_SANITIZE} -fno-sanitize-recover=undefined)
+    target_link_options(shoal_options INTERFACE -fsanitize=${SHOAL_SANITIZE})
+endif()
+if(SHOAL_FUZZ)
+    target_compile_options(shoal_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+if(SHOAL_COVERAGE)
+    target_compile_options(shoal_options INTERFACE --coverage)
+    target_link_options(shoal_options INTERFACE --coverage)
+endif()
