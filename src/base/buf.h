@@ -1,6 +1,6 @@
 /*
- * Bytes: a growable buffer with a hard upper bound, and a cursor that reads from a fixed span without
- * ever leaving it. Wire and file integers are little-endian.
+ * Bytes: a growable buffer with a hard upper bound, and a cursor that reads from a fixed span
+ * without ever leaving it. Wire and file integers are little-endian.
  *
  * A buffer remembers its first failure: after one append has failed all later ones do nothing, so
  * a writer may check once, at the end. Thread: none of this is shared.
@@ -44,8 +44,8 @@ void buf_consume(struct buf *b, size_t n);
 /* The text, "" when empty. Borrows: valid until the next change. */
 const char *buf_str(const struct buf *b);
 
-/* Reads a span. A read past the end sets `failed`, returns zero, and every later read fails too, so a parser
- * may check once per record. */
+/* Reads a span. A read past the end sets `failed`, returns zero, and every later read fails too, so
+ * a parser may check once per record. */
 struct cursor {
     const uint8_t *data;
     size_t size;

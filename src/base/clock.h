@@ -1,4 +1,5 @@
-/* Time for measuring and for deadlines. Code that must be replayable takes its time as an argument instead. Thread: any. */
+/* Time for measuring and for deadlines. Code that must be replayable takes its time as an argument
+ * instead. Thread: any. */
 #ifndef SHOAL_BASE_CLOCK_H
 #define SHOAL_BASE_CLOCK_H
 

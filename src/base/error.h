@@ -52,8 +52,8 @@ int error_wrap(struct error *err, int code, const char *fmt, ...)
 /* Clears err. */
 void error_clear(struct error *err);
 
-/* Short text, symbolic name ("E_NOMEM"), HTTP status and process exit code of one of our codes. Codes
- * that are not ours (errno, libuv) give "system error", "E_SYSTEM", 500 and 70. */
+/* Short text, symbolic name ("E_NOMEM"), HTTP status and process exit code of one of our codes.
+ * Codes that are not ours (errno, libuv) give "system error", "E_SYSTEM", 500 and 70. */
 const char *error_text(int code);
 const char *error_name(int code);
 int error_http_status(int code);

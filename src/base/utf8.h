@@ -1,4 +1,5 @@
-/* UTF-8 checks shared by JSON, tokenizers and the stream of generated text. Source: RFC 3629. Thread: any. */
+/* UTF-8 checks shared by JSON, tokenizers and the stream of generated text. Source: RFC 3629.
+ * Thread: any. */
 #ifndef SHOAL_BASE_UTF8_H
 #define SHOAL_BASE_UTF8_H
 

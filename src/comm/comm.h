@@ -1,12 +1,16 @@
 /*
- * Ranks talking to ranks: the data plane of one instance. Seven operations over interchangeable transports (tcp, local; later shm, mpi, ucx):
- * send, receive, broadcast, all-reduce (one call, or started and finished with work in between), all-gather, abort, close.
+ * Ranks talking to ranks: the data plane of one instance. Seven operations over interchangeable
+ * transports (tcp, local; later shm, mpi, ucx): send, receive, broadcast, all-reduce (one call, or
+ * started and finished with work in between), all-gather, abort, close.
  *
- * Every rank calls the collectives of a group in the same order. Sums are taken in rank order from the same values on every rank, so all ranks
- * hold the same bits, whatever the transport and the algorithm. A failure (peer lost, timeout, malformed frame, abort) is an error to
- * the caller within timeout_ms, never a hang; after it the comm is broken: every later call fails at once with the same error.
+ * Every rank calls the collectives of a group in the same order. Sums are taken in rank order from
+ * the same values on every rank, so all ranks hold the same bits, whatever the transport and the
+ * algorithm. A failure (peer lost, timeout, malformed frame, abort) is an error to the caller
+ * within timeout_ms, never a hang; after it the comm is broken: every later call fails at once with
+ * the same error.
  *
- * Waiting: spin for spin_us, then sleep in poll. Thread: one thread per comm, except comm_abort, which any thread may call.
+ * Waiting: spin for spin_us, then sleep in poll. Thread: one thread per comm, except comm_abort,
+ * which any thread may call.
  */
 #ifndef SHOAL_COMM_COMM_H
 #define SHOAL_COMM_COMM_H
@@ -21,8 +25,8 @@
 struct comm; /* one rank's place */
 
 struct comm_options {
-    uint32_t timeout_ms;  /* 0: COMM_TIMEOUT_MS */
-    uint32_t spin_us;     /* how long to spin before sleeping; UINT32_MAX: the back end's default */
+    uint32_t timeout_ms; /* 0: COMM_TIMEOUT_MS */
+    uint32_t spin_us;    /* how long to spin before sleeping; UINT32_MAX: the back end's default */
 };
 
 struct comm_stats {
@@ -31,7 +35,8 @@ struct comm_stats {
     uint64_t wait_ns; /* inside communication calls, all told */
 };
 
-/* A set of consecutive ranks [first, first + n) that run collectives together: the ranks of a stage, or all of them. */
+/* A set of consecutive ranks [first, first + n) that run collectives together: the ranks of a
+ * stage, or all of them. */
 struct comm_group {
     uint32_t first, n;
 };
@@ -39,24 +44,34 @@ struct comm_group {
 uint32_t comm_rank(const struct comm *c);
 uint32_t comm_size(const struct comm *c);
 
-/* Point to point, whole messages; sizes must match on both sides. Different (src, dst) pairs are independent; messages of a pair arrive in order.
- * send returns when the bytes are handed over (it may have to wait for the peer to drain). Errors: E_TIMEOUT, E_PEERLOST, E_PROTOCOL, E_CANCELLED. */
+/* Point to point, whole messages; sizes must match on both sides. Different (src, dst) pairs are
+ * independent; messages of a pair arrive in order. send returns when the bytes are handed over (it
+ * may have to wait for the peer to drain). Errors: E_TIMEOUT, E_PEERLOST, E_PROTOCOL, E_CANCELLED.
+ */
 int comm_send(struct comm *c, uint32_t dst, const void *data, size_t n, struct error *err);
 int comm_recv(struct comm *c, uint32_t src, void *data, size_t n, struct error *err);
-/* A message whose size the receiver does not know (step plans): at most max bytes. Pairs with comm_send and comm_broadcast. timeout_ms 0: the comm's. */
-int comm_recv_any(struct comm *c, uint32_t src, void *data, size_t max, size_t *ret_n, uint32_t timeout_ms,
-                  struct error *err);
-/* root's bytes to all ranks of the group; non-roots receive with comm_recv or comm_recv_any from root. Only root calls this. */
-int comm_broadcast(struct comm *c, struct comm_group g, const void *data, size_t n, struct error *err);
+/* A message whose size the receiver does not know (step plans): at most max bytes. Pairs with
+ * comm_send and comm_broadcast. timeout_ms 0: the comm's. */
+int comm_recv_any(struct comm *c, uint32_t src, void *data, size_t max, size_t *ret_n,
+                  uint32_t timeout_ms, struct error *err);
+/* root's bytes to all ranks of the group; non-roots receive with comm_recv or comm_recv_any from
+ * root. Only root calls this. */
+int comm_broadcast(struct comm *c, struct comm_group g, const void *data, size_t n,
+                   struct error *err);
 
-/* x[n] becomes the sum of all contributing ranks' x; on return all ranks of g hold the same bits. mask has bit i set when rank g.first + i contributes and
- * must be the same on all ranks; a rank that does not contribute (an empty slice) sends no values and its x need not be cleared. */
-int comm_all_reduce_f32(struct comm *c, struct comm_group g, uint64_t mask, float *x, size_t n, struct error *err);
-/* The same in two halves: start sends this rank's values (x may not change until finish), finish waits and leaves the sum in x. At most one is under way. */
-int comm_all_reduce_f32_start(struct comm *c, struct comm_group g, uint64_t mask, float *x, size_t n, struct error *err);
+/* x[n] becomes the sum of all contributing ranks' x; on return all ranks of g hold the same bits.
+ * mask has bit i set when rank g.first + i contributes and must be the same on all ranks; a rank
+ * that does not contribute (an empty slice) sends no values and its x need not be cleared. */
+int comm_all_reduce_f32(struct comm *c, struct comm_group g, uint64_t mask, float *x, size_t n,
+                        struct error *err);
+/* The same in two halves: start sends this rank's values (x may not change until finish), finish
+ * waits and leaves the sum in x. At most one is under way. */
+int comm_all_reduce_f32_start(struct comm *c, struct comm_group g, uint64_t mask, float *x,
+                              size_t n, struct error *err);
 int comm_all_reduce_f32_finish(struct comm *c, struct error *err);
 /* Every rank's n bytes, in rank order, into all[g.n * n]. */
-int comm_all_gather(struct comm *c, struct comm_group g, const void *mine, size_t n, void *all, struct error *err);
+int comm_all_gather(struct comm *c, struct comm_group g, const void *mine, size_t n, void *all,
+                    struct error *err);
 
 /* Makes every call that waits, here, return E_CANCELLED soon. Any thread. */
 void comm_abort(struct comm *c);
@@ -66,25 +81,31 @@ void comm_close(struct comm *c);
 
 /* ---- back ends ---- */
 
-/* All ranks in this process, one thread each: the oracle for the others. Makes n comms at once; each is closed by its owner, in any order. */
-int comm_local_new(uint32_t n, const struct comm_options *options, struct comm **ret_comms, struct error *err);
+/* All ranks in this process, one thread each: the oracle for the others. Makes n comms at once;
+ * each is closed by its owner, in any order. */
+int comm_local_new(uint32_t n, const struct comm_options *options, struct comm **ret_comms,
+                   struct error *err);
 
-/* TCP between processes. First listen (port 0: any free one), then tell the others the address, then connect: ranks of higher number connect to lower ones.
- * Both sides show the 32-byte instance key (random; never logged) and the 32-byte program hash (version, model, split, wire type): a stranger, or a rank that would run
- * another program, is refused and counted, and the listener goes on waiting for the right one. */
+/* TCP between processes. First listen (port 0: any free one), then tell the others the address,
+ * then connect: ranks of higher number connect to lower ones. Both sides show the 32-byte instance
+ * key (random; never logged) and the 32-byte program hash (version, model, split, wire type): a
+ * stranger, or a rank that would run another program, is refused and counted, and the listener goes
+ * on waiting for the right one. */
 struct comm_tcp_listener;
-int comm_tcp_listen(const char *host, uint16_t port, struct comm_tcp_listener **ret_listener, uint16_t *ret_port,
-                    struct error *err);
+int comm_tcp_listen(const char *host, uint16_t port, struct comm_tcp_listener **ret_listener,
+                    uint16_t *ret_port, struct error *err);
 void comm_tcp_listener_close(struct comm_tcp_listener *l);
 
 struct comm_tcp_peer {
     char host[64]; /* numeric address */
     uint16_t port;
 };
-/* Connects rank to all others; peers[n_ranks] (its own entry is ignored). Takes nothing: the listener may be closed after. Within COMM_CONNECT_TIMEOUT_MS.
- * Errors: E_TIMEOUT (says which ranks are missing), E_PROTOCOL, E_INVALID. */
-int comm_tcp_connect(struct comm_tcp_listener *l, uint32_t rank, uint32_t n_ranks, const struct comm_tcp_peer *peers,
-                     const uint8_t key[32], const uint8_t program_hash[32], const struct comm_options *options,
+/* Connects rank to all others; peers[n_ranks] (its own entry is ignored). Takes nothing: the
+ * listener may be closed after. Within COMM_CONNECT_TIMEOUT_MS. Errors: E_TIMEOUT (says which ranks
+ * are missing), E_PROTOCOL, E_INVALID. */
+int comm_tcp_connect(struct comm_tcp_listener *l, uint32_t rank, uint32_t n_ranks,
+                     const struct comm_tcp_peer *peers, const uint8_t key[32],
+                     const uint8_t program_hash[32], const struct comm_options *options,
                      struct comm **ret_comm, struct error *err);
 
 #endif

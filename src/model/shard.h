@@ -1,11 +1,12 @@
 /*
- * Who holds what. A split divides layers into stages and each stage among ranks; a shard is one rank's part, and says
- * for every tensor exactly which byte ranges of the file it needs.
+ * Who holds what. A split divides layers into stages and each stage among ranks; a shard is one
+ * rank's part, and says for every tensor exactly which byte ranges of the file it needs.
  *
- * Slices follow roles (model/model.h). A slice is a whole number of units: a unit is the smallest run that is whole in KV-head
- * groups (or feed-forward rows, or vocabulary rows) and in quantization blocks of the tensors that are cut across rows.
- * Slices may be uneven and empty. The remainder of an uneven split rotates over the layers, so that rounding evens out.
- * Everything is a function of (model, split): all ranks compute the same. Thread: any.
+ * Slices follow roles (model/model.h). A slice is a whole number of units: a unit is the smallest
+ * run that is whole in KV-head groups (or feed-forward rows, or vocabulary rows) and in
+ * quantization blocks of the tensors that are cut across rows. Slices may be uneven and empty. The
+ * remainder of an uneven split rotates over the layers, so that rounding evens out. Everything is a
+ * function of (model, split): all ranks compute the same. Thread: any.
  */
 #ifndef SHOAL_MODEL_SHARD_H
 #define SHOAL_MODEL_SHARD_H
@@ -30,15 +31,18 @@ struct split_stage {
 struct split {
     uint32_t n_stages, n_ranks;
     struct split_stage stage[LIMIT_STAGES];
-    uint32_t weight[LIMIT_RANKS]; /* share of each rank within its stage, e.g. usable MiB; all equal: 1 */
+    uint32_t weight[LIMIT_RANKS]; /* share of each rank within its stage, e.g. usable MiB; all
+                                     equal: 1 */
 };
 
-/* Splits from a text: "pipeline" (n_ranks stages of one rank), "tensor" (one stage), or "SxT" such as "2x2" (S stages of T ranks;
- * S*T must be n_ranks). Layers are divided by the ranks' weights (NULL: equal), proportional, the last stage takes the rest, none empty.
- * Errors: E_INVALID (says what would be valid). */
-int split_parse(const char *text, uint32_t n_ranks, uint32_t n_layer, const uint32_t *weight, struct split *ret_split,
-                struct error *err);
-/* Checks that stages cover every layer once, in order, and ranks are consecutive. Errors: E_INVALID. */
+/* Splits from a text: "pipeline" (n_ranks stages of one rank), "tensor" (one stage), or "SxT" such
+ * as "2x2" (S stages of T ranks; S*T must be n_ranks). Layers are divided by the ranks' weights
+ * (NULL: equal), proportional, the last stage takes the rest, none empty. Errors: E_INVALID (says
+ * what would be valid). */
+int split_parse(const char *text, uint32_t n_ranks, uint32_t n_layer, const uint32_t *weight,
+                struct split *ret_split, struct error *err);
+/* Checks that stages cover every layer once, in order, and ranks are consecutive. Errors:
+ * E_INVALID. */
 int split_check(const struct split *s, uint32_t n_layer, struct error *err);
 /* "pipeline", "tensor" or "SxT", for people. Returns text. */
 const char *split_describe(const struct split *s, char text[32]);
@@ -56,25 +60,28 @@ struct shard {
     uint32_t stage_rank_first;                       /* global rank of the stage's first rank */
     bool is_first_stage, is_last_stage;
     struct range layers;
-    struct range vocab;         /* rows of the output head; empty unless last stage */
-    struct shard_layer *layer;  /* [layers.end - layers.begin], owned */
+    struct range vocab;        /* rows of the output head; empty unless last stage */
+    struct shard_layer *layer; /* [layers.end - layers.begin], owned */
 };
 
-/* A tensor's part: rows [row_begin, row_end) of every 2-D tensor, and elements [col_begin, col_end) of each row. 1-D tensors have
- * one row. The bytes of row r are file_offset + r*row_stride_bytes, row_bytes long, for r in 0 .. n_rows-1. */
+/* A tensor's part: rows [row_begin, row_end) of every 2-D tensor, and elements [col_begin, col_end)
+ * of each row. 1-D tensors have one row. The bytes of row r are file_offset + r*row_stride_bytes,
+ * row_bytes long, for r in 0 .. n_rows-1. */
 struct tensor_slice {
     const struct gguf_tensor *tensor;
-    uint64_t file_offset;      /* of the first byte needed */
-    uint64_t n_rows, n_cols;   /* elements */
+    uint64_t file_offset;                 /* of the first byte needed */
+    uint64_t n_rows, n_cols;              /* elements */
     uint64_t row_bytes, row_stride_bytes; /* equal when the slice is contiguous in the file */
 };
 
 /* Computes rank's shard. Owns: the caller, shard_done. Errors: E_INVALID, E_NOMEM. */
-int shard_init(struct shard *s, const struct model *m, const struct split *split, uint32_t rank, struct error *err);
+int shard_init(struct shard *s, const struct model *m, const struct split *split, uint32_t rank,
+               struct error *err);
 void shard_done(struct shard *s);
 
-/* The slice of one weight that this shard needs. layer is ignored for global roles. Returns false (and an empty slice) when the model has
- * no such tensor or this shard needs nothing of it. With a tied output head, ROLE_OUTPUT gives rows of the token embedding. */
+/* The slice of one weight that this shard needs. layer is ignored for global roles. Returns false
+ * (and an empty slice) when the model has no such tensor or this shard needs nothing of it. With a
+ * tied output head, ROLE_OUTPUT gives rows of the token embedding. */
 bool shard_slice(const struct shard *s, const struct model *m, enum role role, uint32_t layer,
                  struct tensor_slice *ret_slice);
 /* Sum of all slices, and bytes of its KV cache per token (f16). */

@@ -1,0 +1,72 @@
+/*
+ * What the API needs from the node that it runs in: models, requests, state. The API never sees
+ * engines, runners or peers. The node implements this interface; tests of the API implement it with
+ * a scripted one. Thread: everything on the node's loop; calls return at once, results come through
+ * callbacks, never from inside the call itself.
+ */
+#ifndef SHOAL_API_BACKEND_H
+#define SHOAL_API_BACKEND_H
+
+#include "base/buf.h"
+#include "base/error.h"
+#include "engine/sampler.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct api_model {      /* borrowed from the backend; valid while a reference is held */
+    const char *id;     /* as clients name it */
+    uint64_t created_s; /* Unix time */
+    uint32_t n_ctx;     /* prompt + generated tokens */
+    bool is_ready;      /* false: known, loading or failed */
+    const struct tokenizer *tokenizer;
+    const struct chat_template *chat_template; /* NULL when the model has none */
+    const char *bos_text, *eos_text;           /* for templates; "" when none */
+};
+
+struct api_generation { /* what a request asks for */
+    const struct api_model *model;
+    const int32_t *tokens; /* copied */
+    uint32_t n_tokens;
+    uint32_t n_max;
+    struct sampling sampling;
+};
+
+enum api_finish { API_FINISH_STOP, API_FINISH_LENGTH, API_FINISH_CANCELLED, API_FINISH_ERROR };
+
+struct api_done {
+    enum api_finish reason;
+    struct error error; /* when reason is API_FINISH_ERROR; its code gives the HTTP status */
+    uint32_t n_prompt, n_cached, n_generated;
+    uint64_t queue_ns, prefill_ns, decode_ns;
+};
+
+struct api_generation_events {
+    void (*tokens)(void *arg, const int32_t *ids, uint32_t n);
+    void (*progress)(void *arg, uint32_t n_done, uint32_t n_prompt); /* prefill */
+    void (*done)(void *arg, const struct api_done *done);            /* exactly once, last */
+};
+
+struct api_backend {
+    void *self;
+    uint32_t (*n_models)(void *self);
+    const struct api_model *(*model_at)(void *self, uint32_t index);
+    /* NULL when unknown. Names match exactly; the API has already trimmed nothing. */
+    const struct api_model *(*model_find)(void *self, const char *id);
+    /* Starts a generation. Returns 0 and an id (never 0), or an error (E_BUSY when queues are full,
+     * E_UNAVAILABLE when the model is not ready): then no event follows. */
+    int (*submit)(void *self, const struct api_generation *g,
+                  const struct api_generation_events *events, void *arg, uint64_t *ret_id,
+                  struct error *err);
+    /* The client is gone or has enough: done(CANCELLED) follows unless done already came. Unknown
+     * ids are ignored. */
+    void (*cancel)(void *self, uint64_t id);
+    /* Appends the cluster's state as one JSON object (nodes, instances, shards). */
+    int (*state_json)(void *self, struct buf *out);
+    /* Appends the node's health as JSON members without braces; returns true when it can serve. */
+    bool (*health)(void *self, struct buf *out);
+};
+
+#endif

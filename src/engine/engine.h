@@ -1,0 +1,113 @@
+/*
+ * One rank's part of a loaded model: weights, KV cache, graph, sampler. Usable without any network:
+ * with comm NULL and a split of one rank it is a whole engine in one process. All ranks of an
+ * instance perform the same steps in the same order (SPMD); the head decides what a step is, so
+ * that nothing here depends on one machine's own state.
+ *
+ * A slot is one sequence's place: its KV cache, its tokens so far, its sampling settings. Every
+ * rank keeps the same slots. Thread: one thread at a time; compute threads are inside. engine_abort
+ * may come from any thread.
+ */
+#ifndef SHOAL_ENGINE_ENGINE_H
+#define SHOAL_ENGINE_ENGINE_H
+
+#include "base/error.h"
+#include "base/limits.h"
+#include "comm/comm.h"
+#include "engine/sampler.h"
+#include "model/model.h"
+#include "model/shard.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct engine; /* opaque */
+
+struct engine_options {
+    uint32_t n_threads; /* 0: 1 */
+    uint32_t n_slots;   /* 0: 1; at most LIMIT_SLOTS */
+    uint32_t n_ctx;     /* tokens a slot can hold; 0: the model's training context, at most 4096 */
+    uint32_t n_batch;   /* tokens in one step at most; 0: 512; at most LIMIT_BATCH_TOKENS */
+    bool no_repack;     /* keep weights as in the file: for tests */
+};
+
+/* Loads the shard that `split` gives to `rank`. Borrows model (must outlive the engine) and comm
+ * (NULL when split->n_ranks is 1). Errors: E_INVALID, E_UNSUPPORTED, E_IO, E_NOMEM. Owns: the
+ * caller, engine_close. */
+int engine_open(const struct model *model, const struct split *split, uint32_t rank,
+                struct comm *comm, const struct engine_options *options, struct engine **ret_engine,
+                struct error *err);
+void engine_close(struct engine *e); /* NULL is fine */
+
+/* Keeps the first n_keep tokens of a slot (0: empties it) and sets how it samples from now on.
+ * Every rank must do the same. */
+int engine_slot_reset(struct engine *e, uint32_t slot, uint32_t n_keep,
+                      const struct sampling *sampling, struct error *err);
+uint32_t engine_slot_n_tokens(const struct engine *e, uint32_t slot);
+/* Tokens of a slot, [engine_slot_n_tokens]. Borrows. */
+const int32_t *engine_slot_tokens(const struct engine *e, uint32_t slot);
+
+enum step_output {                   /* which rows of a part give a token */
+                   STEP_OUTPUT_NONE, /* prefill chunk that is not the last */
+                   STEP_OUTPUT_LAST,
+                   STEP_OUTPUT_ALL, /* every row: scoring, speculation */
+};
+
+struct step_part { /* consecutive new tokens of one slot */
+    uint32_t slot;
+    uint32_t n_tokens;
+    enum step_output output;
+};
+
+struct step {
+    uint64_t number;  /* rises by one per step on all ranks; checked */
+    uint32_t n_parts; /* each slot at most once */
+    struct step_part part[LIMIT_SLOTS];
+    uint32_t n_tokens;     /* sum over parts, at most n_batch */
+    const int32_t *tokens; /* [n_tokens], parts one after another */
+};
+
+struct step_row {       /* one output row */
+    int32_t token;      /* sampled, or the argmax */
+    float logit;        /* of that token, after penalties and bias, before temperature */
+    float logit_second; /* best logit of any other token; -INFINITY when the vocabulary has one
+                           token */
+};
+
+struct step_result { /* valid until the next step; on ranks outside the last stage n_rows is 0 */
+    uint32_t n_rows;
+    const struct step_row *rows; /* in the order of the parts, and of the tokens within a part */
+};
+
+/* Runs one step. After an error other than E_INVALID (which changes nothing) the engine is broken:
+ * close it. Errors: E_INVALID (bad step), E_LIMIT (slot full), those of comm, E_CANCELLED. */
+int engine_step(struct engine *e, const struct step *step, struct step_result *ret_result,
+                struct error *err);
+
+/* Logits of output row `row` of the last step: this rank's vocabulary slice [range.begin,
+ * range.end). Last stage only, else NULL. Borrows: until the next step. */
+const float *engine_logits(const struct engine *e, uint32_t row, struct range *ret_vocab);
+
+struct engine_info {
+    uint64_t weight_bytes;        /* memory that holds weights, mapped and copied */
+    uint64_t weight_bytes_mapped; /* of these: pages of the file */
+    uint64_t weight_bytes_repacked;
+    uint64_t kv_bytes;      /* when all slots are full */
+    uint64_t compute_bytes; /* graph buffers */
+    uint32_t n_ctx, n_slots, n_batch, n_threads;
+};
+void engine_get_info(const struct engine *e, struct engine_info *ret_info);
+
+struct engine_timing { /* sums since the engine was opened */
+    uint64_t n_steps, n_tokens;
+    uint64_t step_ns;  /* whole steps */
+    uint64_t comm_ns;  /* in communication, waiting for other ranks included */
+    uint64_t graph_ns; /* building and allocating graphs */
+    uint64_t sample_ns;
+};
+void engine_get_timing(const struct engine *e, struct engine_timing *ret_timing);
+
+/* Makes a running step return E_CANCELLED soon; the engine is then broken. Any thread. */
+void engine_abort(struct engine *e);
+
+#endif
