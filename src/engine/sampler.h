@@ -49,9 +49,9 @@ struct sampler_choice {
     float logit, logit_second;
 };
 
-/* Work space for one vocabulary slice. */
+/* Work space for a vocabulary of n_vocab tokens, of which a rank has a slice. */
 struct sampler;
-int sampler_new(uint32_t n_vocab_slice_max, struct sampler **ret_sampler, struct error *err);
+int sampler_new(uint32_t n_vocab, struct sampler **ret_sampler, struct error *err);
 void sampler_free(struct sampler *s);
 
 /* Chooses the token that follows tokens[n_tokens]. logits[vocab.end - vocab.begin] are this rank's

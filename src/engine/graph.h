@@ -1,0 +1,80 @@
+/*
+ * One step's forward pass over a shard as a ggml graph, built from the architecture's row of facts. Sums over the ranks of a stage are custom operations inside
+ * the graph. A graph is a function of its shape and may be used again as long as the shape stays the same.
+ * Thread: the engine's.
+ */
+#ifndef SHOAL_ENGINE_GRAPH_H
+#define SHOAL_ENGINE_GRAPH_H
+
+#include "base/error.h"
+#include "comm/comm.h"
+#include "engine/kv_cache.h"
+#include "engine/weights.h"
+#include "model/model.h"
+#include "model/shard.h"
+
+#include <ggml-alloc.h>
+#include <ggml.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct graph_part { /* consecutive tokens of one slot */
+    uint32_t slot;
+    uint32_t n_tokens;
+    uint32_t n_kv; /* cells that attention looks at: a multiple of KV_PAD that covers the last token */
+};
+
+struct graph_shape {
+    uint32_t n_tokens;
+    uint32_t n_outputs; /* rows that give logits */
+    uint32_t n_parts;
+    struct graph_part part[LIMIT_SLOTS];
+};
+
+/* A sum over the ranks of the stage, as the custom operation sees it. */
+struct graph_reduce {
+    struct graph_link *link;
+    uint64_t mask; /* ranks of the stage that have something to add */
+};
+
+/* What the custom operations share: where to talk and what went wrong. */
+struct graph_link {
+    struct comm *comm; /* NULL: a stage of one rank */
+    struct comm_group group;
+    int status;        /* first failure of a sum in this step; later ones do nothing */
+    struct error error;
+    uint64_t comm_ns;
+};
+
+struct graph_builder { /* what does not change between steps; borrows everything */
+    const struct model *model;
+    const struct shard *shard;
+    const struct weights *weights;
+    const struct kv_cache *kv;
+    struct graph_reduce *reduce_attn, *reduce_ffn; /* [shard layers]; NULL: a stage of one rank */
+};
+
+struct graph {
+    struct graph_shape shape;
+    struct ggml_cgraph *cgraph; /* NULL: nothing built yet */
+    /* inputs; NULL where the shard does not need them. All must be filled before each run: their memory is reused. */
+    struct ggml_tensor *tokens;      /* [n_tokens] i32, first stage */
+    struct ggml_tensor *hidden_in;   /* [n_tokens][n_embd] f32, later stages */
+    struct ggml_tensor *positions;   /* [n_tokens] i32 */
+    struct ggml_tensor *cells;       /* [n_tokens] i64: row of the KV cache */
+    struct ggml_tensor *output_rows; /* [n_outputs] i32, last stage */
+    struct ggml_tensor *mask[LIMIT_SLOTS];        /* [part n_tokens][n_kv] f16: 0 or -inf */
+    struct ggml_tensor *mask_window[LIMIT_SLOTS]; /* likewise for sliding-window layers */
+    /* output */
+    struct ggml_tensor *hidden_out;  /* [n_tokens][n_embd] f32, all but the last stage */
+    struct ggml_tensor *logits;      /* [n_outputs][vocabulary slice] f32, last stage; NULL without outputs or slice */
+
+    struct ggml_context *context;    /* private */
+};
+
+bool graph_shape_equal(const struct graph_shape *a, const struct graph_shape *b);
+/* Builds (without allocating tensor data) into g, which is zeroed or holds an older graph. Errors: E_NOMEM. */
+int graph_build(struct graph *g, const struct graph_builder *b, const struct graph_shape *shape, struct error *err);
+void graph_done(struct graph *g);
+
+#endif

@@ -1,0 +1,459 @@
+#include "engine/sampler.h"
+
+#include "base/rng.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What a rank tells the others about its slice: enough to sample exactly in nearly every case. With the slice's whole sum, a draw that falls
+ * among the best candidates is decided; one that falls into the tail makes all ranks fetch the whole slices. */
+enum { CANDIDATES_MAX = 1024, CANDIDATES_DEFAULT = 256 };
+
+struct candidate {
+    float logit; /* after bias and penalties, before temperature */
+    int32_t token;
+};
+
+struct summary_head {
+    float max;          /* best logit of the slice; -INFINITY when it is empty */
+    float sum;          /* of exp((logit - max) / temperature) over the slice; 0 when it is not needed */
+    uint32_t n;         /* candidates that follow */
+    uint32_t is_whole;  /* 1: the candidates are the whole slice */
+};
+
+struct sampler {
+    uint32_t n_vocab;
+    float *adjusted;             /* [n_vocab] a slice, or the gathered whole */
+    float *gathered;             /* [n ranks][n_vocab], made when first needed */
+    size_t gathered_cap;
+    uint32_t *counts;            /* [n_vocab] occurrences, all zero between calls */
+    struct candidate *merged;    /* [merged_cap] */
+    size_t merged_cap;
+    uint8_t *wire;               /* summaries of all ranks */
+    size_t wire_cap;
+};
+
+/* ---- settings ---- */
+
+void sampling_init(struct sampling *s)
+{
+    *s = (struct sampling){.top_p = 1, .repetition_penalty = 1};
+}
+
+static int check_range(const char *name, float v, float min, float max, struct error *err)
+{
+    if (v >= min && v <= max) /* false for NaN */
+        return 0;
+    return error_set(err, E_INVALID, "%s is %g: it must be between %g and %g", name, (double)v, (double)min,
+                     (double)max);
+}
+
+int sampling_check(const struct sampling *s, uint32_t n_vocab, struct error *err)
+{
+    int rc = check_range("temperature", s->temperature, 0, 100, err);
+    if (rc == 0)
+        rc = check_range("top_p", s->top_p, 0, 1, err);
+    if (rc == 0)
+        rc = check_range("min_p", s->min_p, 0, 1, err);
+    if (rc == 0)
+        rc = check_range("repetition_penalty", s->repetition_penalty, 0.01f, 100, err);
+    if (rc == 0)
+        rc = check_range("frequency_penalty", s->frequency_penalty, -100, 100, err);
+    if (rc == 0)
+        rc = check_range("presence_penalty", s->presence_penalty, -100, 100, err);
+    if (rc == 0 && s->n_bias > LIMIT_LOGIT_BIAS)
+        rc = error_set(err, E_INVALID, "logit_bias has %u entries: at most %d", s->n_bias, LIMIT_LOGIT_BIAS);
+    for (uint32_t i = 0; i < s->n_bias && rc == 0; i++) {
+        if (s->bias[i].token < 0 || (uint32_t)s->bias[i].token >= n_vocab)
+            rc = error_set(err, E_INVALID, "logit_bias names token %d: the vocabulary has %u", s->bias[i].token,
+                           n_vocab);
+        else
+            rc = check_range("logit_bias", s->bias[i].bias, -100, 100, err);
+    }
+    return rc;
+}
+
+int sampler_new(uint32_t n_vocab, struct sampler **ret_sampler, struct error *err)
+{
+    struct sampler *s = calloc(1, sizeof(*s));
+    if (s != NULL) {
+        s->n_vocab = n_vocab;
+        s->adjusted = malloc(n_vocab * sizeof(float));
+        s->counts = calloc(n_vocab, sizeof(uint32_t));
+    }
+    if (s == NULL || s->adjusted == NULL || s->counts == NULL) {
+        sampler_free(s);
+        return error_set(err, E_NOMEM, "out of memory");
+    }
+    *ret_sampler = s;
+    return 0;
+}
+
+void sampler_free(struct sampler *s)
+{
+    if (s == NULL)
+        return;
+    free(s->adjusted);
+    free(s->gathered);
+    free(s->counts);
+    free(s->merged);
+    free(s->wire);
+    free(s);
+}
+
+/* Grows *array to n elements of size bytes. */
+static int ensure(void **array, size_t *cap, size_t n, size_t size, struct error *err)
+{
+    if (n <= *cap)
+        return 0;
+    void *grown = realloc(*array, n * size);
+    if (grown == NULL)
+        return error_set(err, E_NOMEM, "out of memory");
+    *array = grown;
+    *cap = n;
+    return 0;
+}
+
+/* ---- bias and penalties ---- */
+
+static void add_bias(const struct sampling *p, float *logits, struct range vocab)
+{
+    for (uint32_t i = 0; i < p->n_bias; i++) {
+        uint32_t token = (uint32_t)p->bias[i].token;
+        if (token >= vocab.begin && token < vocab.end)
+            logits[token - vocab.begin] += p->bias[i].bias;
+    }
+}
+
+static void penalize(struct sampler *s, const struct sampling *p, float *logits, struct range vocab,
+                     const int32_t *tokens, uint32_t n_tokens)
+{
+    uint32_t *counts = s->counts;
+    for (uint32_t i = p->n_prompt; i < n_tokens; i++)
+        counts[tokens[i]]++;
+    const uint32_t done = UINT32_MAX; /* marks a token whose logit has had its penalties */
+    for (uint32_t i = 0; i < n_tokens; i++) {
+        uint32_t token = (uint32_t)tokens[i];
+        if (token < vocab.begin || token >= vocab.end || counts[token] == done)
+            continue;
+        float *logit = &logits[token - vocab.begin];
+        *logit = *logit > 0 ? *logit / p->repetition_penalty : *logit * p->repetition_penalty;
+        if (counts[token] > 0)
+            *logit -= (float)counts[token] * p->frequency_penalty + p->presence_penalty;
+        counts[token] = done;
+    }
+    for (uint32_t i = 0; i < n_tokens; i++)
+        counts[tokens[i]] = 0;
+}
+
+static const float *adjust(struct sampler *s, const struct sampling *p, const float *logits, struct range vocab,
+                           const int32_t *tokens, uint32_t n_tokens)
+{
+    bool has_penalty = p->repetition_penalty != 1 || p->frequency_penalty != 0 || p->presence_penalty != 0;
+    if ((p->n_bias == 0 && !has_penalty) || vocab.end == vocab.begin)
+        return logits;
+    memcpy(s->adjusted, logits, (vocab.end - vocab.begin) * sizeof(float));
+    add_bias(p, s->adjusted, vocab);
+    if (has_penalty)
+        penalize(s, p, s->adjusted, vocab, tokens, n_tokens);
+    return s->adjusted;
+}
+
+/* ---- the best candidates of a slice ---- */
+
+/* Order of candidates: higher logit first, then lower token id. */
+static int is_before(struct candidate a, struct candidate b)
+{
+    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+}
+
+static int compare(const void *a, const void *b)
+{
+    const struct candidate *x = a, *y = b;
+    return is_before(*x, *y) ? -1 : is_before(*y, *x);
+}
+
+/* Restores the heap (worst candidate on top) after its top was replaced. */
+static void sift_down(struct candidate *heap, uint32_t n)
+{
+    for (uint32_t i = 0;;) {
+        uint32_t worst = i, left = 2 * i + 1, right = left + 1;
+        if (left < n && is_before(heap[worst], heap[left]))
+            worst = left;
+        if (right < n && is_before(heap[worst], heap[right]))
+            worst = right;
+        if (worst == i)
+            return;
+        struct candidate t = heap[i];
+        heap[i] = heap[worst];
+        heap[worst] = t;
+        i = worst;
+    }
+}
+
+/* The n_max best of the slice, in order. Returns how many. */
+static uint32_t select_best(const float *logits, struct range vocab, uint32_t n_max, struct candidate *best)
+{
+    uint32_t n_slice = vocab.end - vocab.begin, n = n_slice < n_max ? n_slice : n_max;
+    if (n == 0)
+        return 0;
+    for (uint32_t i = 0; i < n; i++)
+        best[i] = (struct candidate){logits[i], (int32_t)(vocab.begin + i)};
+    qsort(best, n, sizeof(*best), compare);
+    for (uint32_t i = 0; i < n / 2; i++) { /* worst first is a heap */
+        struct candidate t = best[i];
+        best[i] = best[n - 1 - i];
+        best[n - 1 - i] = t;
+    }
+    float threshold = best[0].logit; /* a later token with an equal logit never goes before */
+    for (uint32_t i = n; i < n_slice; i++)
+        if (logits[i] > threshold) {
+            best[0] = (struct candidate){logits[i], (int32_t)(vocab.begin + i)};
+            sift_down(best, n);
+            threshold = best[0].logit;
+        }
+    qsort(best, n, sizeof(*best), compare);
+    return n;
+}
+
+/* exp(x) for x <= 0, relative error below 2e-7, written so that compilers vectorize loops over it: 2^k by exponent bits, 2^f on [-1/2, 1/2] by the
+ * Taylor polynomial of degree 7. */
+static inline float exp_negative(float x)
+{
+    float y = x * 1.44269504f;
+    y = y < -126.0f ? -126.0f : y;
+    float k = (float)(int32_t)(y - 0.5f); /* rounds to nearest for y <= 0 */
+    float f = (y - k) * 0.693147181f;
+    float p = 1.0f + f * (1.0f + f * (0.5f + f * (1.66666667e-1f + f * (4.16666667e-2f + f * (8.33333333e-3f +
+              f * (1.38888889e-3f + f * 1.98412698e-4f))))));
+    union {
+        int32_t i;
+        float f;
+    } scale = {.i = ((int32_t)k + 127) << 23};
+    return p * scale.f;
+}
+
+static float sum_of_exponentials(const float *logits, uint32_t n, float max, float inverse_temperature)
+{
+    enum { LANES = 16, BLOCK = 4096 };
+    double sum = 0;
+    for (uint32_t begin = 0; begin < n; begin += BLOCK) {
+        uint32_t end = n - begin < BLOCK ? n : begin + BLOCK, i = begin;
+        float lane[LANES] = {0};
+        for (; i + LANES <= end; i += LANES)
+            for (uint32_t j = 0; j < LANES; j++)
+                lane[j] += exp_negative((logits[i + j] - max) * inverse_temperature);
+        for (; i < end; i++)
+            lane[0] += exp_negative((logits[i] - max) * inverse_temperature);
+        for (uint32_t j = 0; j < LANES; j++)
+            sum += (double)lane[j];
+    }
+    return (float)sum;
+}
+
+static size_t summary_bytes(uint32_t n_max)
+{
+    return sizeof(struct summary_head) + n_max * sizeof(struct candidate);
+}
+
+static void summarize(const struct sampling *p, const float *logits, struct range vocab, uint32_t n_max, uint8_t *out)
+{
+    uint32_t n_slice = vocab.end - vocab.begin;
+    struct summary_head head = {.max = -INFINITY};
+    memset(out, 0, summary_bytes(n_max));
+    struct candidate *best = (struct candidate *)(void *)(out + sizeof(head));
+    head.n = select_best(logits, vocab, n_max, best);
+    head.is_whole = head.n == n_slice;
+    if (head.n > 0)
+        head.max = best[0].logit;
+    /* With top-k inside the candidates the sum over the rest plays no part. */
+    if (p->temperature > 0 && (p->top_k == 0 || p->top_k > n_max))
+        head.sum = sum_of_exponentials(logits, n_slice, head.max, 1 / p->temperature);
+    memcpy(out, &head, sizeof(head));
+}
+
+/* ---- choosing ---- */
+
+/* All candidates in order, of which the first n_exact are surely the best n_exact of the whole vocabulary. */
+struct pool {
+    const struct candidate *best;
+    uint32_t n, n_exact;
+    bool is_whole;       /* n_exact covers the whole vocabulary */
+    double sum;          /* of exp((logit - best[0].logit) / temperature) over the whole vocabulary */
+};
+
+static int merge(struct sampler *s, const struct sampling *p, const uint8_t *wire, uint32_t n_ranks, uint32_t n_max,
+                 struct pool *ret_pool, struct error *err)
+{
+    int rc = ensure((void **)&s->merged, &s->merged_cap, (size_t)n_ranks * n_max, sizeof(*s->merged), err);
+    if (rc != 0)
+        return rc;
+    struct pool pool = {.best = s->merged, .is_whole = true};
+    struct candidate limit = {-INFINITY, INT32_MAX}; /* behind it a slice may hold better ones than we know */
+    float max = -INFINITY;
+    for (uint32_t r = 0; r < n_ranks; r++) {
+        struct summary_head head;
+        const uint8_t *at = wire + r * summary_bytes(n_max);
+        memcpy(&head, at, sizeof(head));
+        if (head.n > n_max)
+            return error_set(err, E_PROTOCOL, "a rank sent %u candidates where %u fit", head.n, n_max);
+        memcpy(s->merged + pool.n, at + sizeof(head), head.n * sizeof(struct candidate));
+        pool.n += head.n;
+        max = head.max > max ? head.max : max;
+        if (!head.is_whole) {
+            pool.is_whole = false;
+            if (is_before(s->merged[pool.n - 1], limit))
+                limit = s->merged[pool.n - 1];
+        }
+    }
+    for (uint32_t r = 0; r < n_ranks && p->temperature > 0; r++) {
+        struct summary_head head;
+        memcpy(&head, wire + r * summary_bytes(n_max), sizeof(head));
+        if (head.n > 0)
+            pool.sum += (double)head.sum * exp(((double)head.max - (double)max) / (double)p->temperature);
+    }
+    if (n_ranks > 1)
+        qsort(s->merged, pool.n, sizeof(*s->merged), compare);
+    while (pool.n_exact < pool.n && !is_before(limit, s->merged[pool.n_exact]))
+        pool.n_exact++;
+    if (pool.n_exact == 0)
+        return error_set(err, E_INTERNAL, "no candidates to sample from: the logits are not numbers");
+    *ret_pool = pool;
+    return 0;
+}
+
+/* Draws from the pool; false when the answer may lie outside its exact part. */
+static bool draw(const struct sampling *p, const struct pool *pool, double uniform, uint32_t *ret_index)
+{
+    const struct candidate *best = pool->best;
+    double inverse = 1 / (double)p->temperature, max = (double)best[0].logit;
+    uint32_t n_set = pool->n_exact; /* top-k */
+    bool is_closed = pool->is_whole; /* nothing outside the exact part can be drawn */
+    if (p->top_k != 0 && p->top_k <= pool->n_exact) {
+        n_set = p->top_k;
+        is_closed = true;
+    } else if (p->top_k != 0 && !pool->is_whole) {
+        return false;
+    }
+    double total = 0;
+    for (uint32_t i = 0; i < n_set; i++)
+        total += exp(((double)best[i].logit - max) * inverse);
+    if (!is_closed)
+        total = pool->sum > total ? pool->sum : total;
+
+    double kept = 0; /* mass of the set that remains after top-p and min-p */
+    uint32_t n_kept = 0;
+    bool cut = false;
+    while (n_kept < n_set) {
+        double weight = exp(((double)best[n_kept].logit - max) * inverse);
+        if (n_kept > 0 && (kept >= (double)p->top_p * total || weight < (double)p->min_p)) {
+            cut = true;
+            break;
+        }
+        kept += weight;
+        n_kept++;
+    }
+    if (!cut && !is_closed) {
+        if (p->top_p < 1 && kept < (double)p->top_p * total)
+            return false;
+        if (p->min_p > 0)
+            return false;
+        if (p->top_p >= 1)
+            kept = total;
+    }
+    double target = uniform * kept, sum = 0;
+    for (uint32_t i = 0; i < n_kept; i++) {
+        sum += exp(((double)best[i].logit - max) * inverse);
+        if (target < sum) {
+            *ret_index = i;
+            return true;
+        }
+    }
+    *ret_index = n_kept - 1;
+    return cut || is_closed || kept <= sum; /* otherwise the draw lies in the tail */
+}
+
+/* The rare case: everybody's whole slice. Every rank works out the same pool of the whole vocabulary. */
+static int gather_all(struct sampler *s, const float *logits, struct range vocab, struct comm *comm,
+                      struct comm_group group, struct pool *ret_pool, struct error *err)
+{
+    uint32_t n_ranks = comm != NULL ? group.n : 1;
+    size_t stride = s->n_vocab + 2; /* slice bounds in front */
+    int rc = ensure((void **)&s->gathered, &s->gathered_cap, (n_ranks + 1) * stride, sizeof(float), err);
+    if (rc == 0)
+        rc = ensure((void **)&s->merged, &s->merged_cap, s->n_vocab, sizeof(*s->merged), err);
+    if (rc != 0)
+        return rc;
+    float *mine = s->gathered + n_ranks * stride;
+    memset(mine, 0, stride * sizeof(float));
+    memcpy(mine, &vocab, sizeof(vocab));
+    if (vocab.end > vocab.begin)
+        memcpy(mine + 2, logits, (vocab.end - vocab.begin) * sizeof(float));
+    if (comm != NULL)
+        rc = comm_all_gather(comm, group, mine, stride * sizeof(float), s->gathered, err);
+    else
+        memcpy(s->gathered, mine, stride * sizeof(float));
+
+    struct pool pool = {.best = s->merged, .is_whole = true};
+    for (uint32_t r = 0; r < n_ranks && rc == 0; r++) {
+        const float *slice = s->gathered + r * stride;
+        struct range range;
+        memcpy(&range, slice, sizeof(range));
+        if (range.end > s->n_vocab || range.begin > range.end || range.end - range.begin > s->n_vocab - pool.n)
+            return error_set(err, E_PROTOCOL, "a rank sent logits of tokens %u to %u", range.begin, range.end);
+        for (uint32_t i = range.begin; i < range.end; i++)
+            s->merged[pool.n++] = (struct candidate){slice[2 + i - range.begin], (int32_t)i};
+    }
+    if (rc != 0)
+        return rc;
+    qsort(s->merged, pool.n, sizeof(*s->merged), compare);
+    pool.n_exact = pool.n;
+    *ret_pool = pool;
+    return 0;
+}
+
+static uint32_t candidates_wanted(const struct sampling *p)
+{
+    if (p->temperature == 0)
+        return 2; /* the best, and the runner-up that says how near a tie was */
+    if (p->top_k == 0 || p->top_k + 1 > CANDIDATES_MAX)
+        return p->top_k == 0 ? CANDIDATES_DEFAULT : CANDIDATES_MAX;
+    return p->top_k + 1;
+}
+
+int sampler_choose(struct sampler *s, const struct sampling *sampling, const float *logits, struct range vocab,
+                   const int32_t *tokens, uint32_t n_tokens, struct comm *comm, struct comm_group group,
+                   struct sampler_choice *ret_choice, struct error *err)
+{
+    uint32_t n_max = candidates_wanted(sampling), n_ranks = comm != NULL ? group.n : 1;
+    logits = adjust(s, sampling, logits, vocab, tokens, n_tokens);
+    int rc = ensure((void **)&s->wire, &s->wire_cap, (n_ranks + 1) * summary_bytes(n_max), 1, err);
+    if (rc != 0)
+        return rc;
+    uint8_t *mine = comm != NULL ? s->wire + n_ranks * summary_bytes(n_max) : s->wire;
+    summarize(sampling, logits, vocab, n_max, mine);
+    if (comm != NULL)
+        rc = comm_all_gather(comm, group, mine, summary_bytes(n_max), s->wire, err);
+    struct pool pool;
+    if (rc == 0)
+        rc = merge(s, sampling, s->wire, n_ranks, n_max, &pool, err);
+    if (rc != 0)
+        return rc;
+
+    uint32_t index = 0;
+    if (sampling->temperature > 0) {
+        double uniform = rng_uniform(sampling->seed, n_tokens, 0);
+        if (!draw(sampling, &pool, uniform, &index)) {
+            rc = gather_all(s, logits, vocab, comm, group, &pool, err);
+            if (rc != 0)
+                return rc;
+            draw(sampling, &pool, uniform, &index);
+        }
+    }
+    uint32_t second = index == 0 ? 1 : 0;
+    *ret_choice = (struct sampler_choice){.token = pool.best[index].token,
+                                          .logit = pool.best[index].logit,
+                                          .logit_second = second < pool.n ? pool.best[second].logit : -INFINITY};
+    return 0;
+}
