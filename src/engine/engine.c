@@ -4,7 +4,6 @@
 #include "base/log.h"
 #include "engine/graph.h"
 #include "engine/kv_cache.h"
-#include "engine/memory.h"
 #include "engine/weights.h"
 
 #include <assert.h>
@@ -43,7 +42,8 @@ struct engine {
     struct sampler *sampler;
     struct step_row *rows; /* [n_batch] */
     uint32_t n_rows;
-    uint32_t prev_rank_first, n_prev_ranks, next_rank_first, n_next_ranks; /* neighbouring stages; 0 ranks: none */
+    uint32_t prev_rank_first, n_prev_ranks, next_rank_first,
+        n_next_ranks; /* neighbouring stages; 0 ranks: none */
 
     uint64_t step_number; /* of the next step; 0 until the first */
     int status;           /* sticky failure */
@@ -59,8 +59,21 @@ static bool must_stop(void *arg)
     return e->link.status != 0 || atomic_load_explicit(&e->aborted, memory_order_relaxed);
 }
 
+/* ggml's own messages go to our log; its "info" is our "debug". */
+static void forward_log(enum ggml_log_level level, const char *text, void *arg)
+{
+    (void)arg;
+    if (level == GGML_LOG_LEVEL_ERROR)
+        log_error("ggml", "%s", text);
+    else if (level == GGML_LOG_LEVEL_WARN)
+        log_warn("ggml", "%s", text);
+    else
+        log_debug("ggml", "%s", text);
+}
+
 static int open_backend(struct engine *e, struct error *err)
 {
+    ggml_log_set(forward_log, NULL);
     e->backend = ggml_backend_cpu_init();
     if (e->backend == NULL)
         return error_set(err, E_NOMEM, "ggml's CPU back end does not start");
@@ -79,7 +92,8 @@ static int open_backend(struct engine *e, struct error *err)
     return e->allocator != NULL ? 0 : error_set(err, E_NOMEM, "out of memory");
 }
 
-/* Which ranks of the stage add something to each sum: every rank can work that out, as shards are functions of (model, split). */
+/* Which ranks of the stage add something to each sum: every rank can work that out, as shards are
+ * functions of (model, split). */
 static int plan_reduces(struct engine *e, const struct split *split, struct error *err)
 {
     uint32_t n_layers = e->shard.layers.end - e->shard.layers.begin;
@@ -124,11 +138,13 @@ static void find_neighbours(struct engine *e, const struct split *split)
 /* Sizes the graph buffer for the largest step, so that no later one has to allocate. */
 static int reserve_graph_memory(struct engine *e, struct error *err)
 {
-    struct graph_shape shape = {.n_tokens = e->options.n_batch, .n_outputs = e->options.n_batch, .n_parts = 1};
+    struct graph_shape shape = {
+        .n_tokens = e->options.n_batch, .n_outputs = e->options.n_batch, .n_parts = 1};
     if (shape.n_tokens > e->kv.n_ctx)
         shape.n_tokens = shape.n_outputs = e->kv.n_ctx;
     shape.part[0] = (struct graph_part){.n_tokens = shape.n_tokens, .n_kv = e->kv.n_ctx};
-    /* Logits of a whole batch are rare (scoring) and large: the buffer grows if they are asked for. */
+    /* Logits of a whole batch are rare (scoring) and large: the buffer grows if they are asked for.
+     */
     shape.n_outputs = 1;
     int rc = graph_build(&e->graph, &e->builder, &shape, err);
     if (rc != 0)
@@ -159,30 +175,37 @@ static int check_options(const struct engine_options *o, struct error *err)
     if (o->n_slots > LIMIT_SLOTS)
         return error_set(err, E_INVALID, "%u slots asked for: at most %d", o->n_slots, LIMIT_SLOTS);
     if (o->n_batch > LIMIT_BATCH_TOKENS)
-        return error_set(err, E_INVALID, "steps of %u tokens asked for: at most %d", o->n_batch, LIMIT_BATCH_TOKENS);
+        return error_set(err, E_INVALID, "steps of %u tokens asked for: at most %d", o->n_batch,
+                         LIMIT_BATCH_TOKENS);
     if (o->n_batch < o->n_slots)
-        return error_set(err, E_INVALID, "steps of %u tokens cannot serve %u slots: make them at least as large",
+        return error_set(err, E_INVALID,
+                         "steps of %u tokens cannot serve %u slots: make them at least as large",
                          o->n_batch, o->n_slots);
     if (o->n_threads > 512)
         return error_set(err, E_INVALID, "%u threads asked for: at most 512", o->n_threads);
     if (o->n_ctx > 1u << 24)
-        return error_set(err, E_INVALID, "a context of %u tokens asked for: at most %u", o->n_ctx, 1u << 24);
+        return error_set(err, E_INVALID, "a context of %u tokens asked for: at most %u", o->n_ctx,
+                         1u << 24);
     return 0;
 }
 
-static int open_engine(struct engine *e, const struct split *split, uint32_t rank, struct error *err)
+static int open_engine(struct engine *e, const struct split *split, uint32_t rank,
+                       struct error *err)
 {
     int rc = check_options(&e->options, err);
     if (rc == 0 && split->n_ranks > 1 && (e->comm == NULL || comm_size(e->comm) != split->n_ranks))
-        rc = error_set(err, E_INVALID, "a split over %u ranks needs a connection among as many", split->n_ranks);
+        rc = error_set(err, E_INVALID, "a split over %u ranks needs a connection among as many",
+                       split->n_ranks);
     if (rc == 0)
         rc = shard_init(&e->shard, e->model, split, rank, err);
     if (rc != 0)
         return rc;
     find_neighbours(e, split);
     e->link.comm = e->comm;
-    e->link.group = (struct comm_group){.first = e->shard.stage_rank_first, .n = e->shard.n_stage_ranks};
-    e->builder = (struct graph_builder){.model = e->model, .shard = &e->shard, .weights = &e->weights, .kv = &e->kv};
+    e->link.group =
+        (struct comm_group){.first = e->shard.stage_rank_first, .n = e->shard.n_stage_ranks};
+    e->builder = (struct graph_builder){
+        .model = e->model, .shard = &e->shard, .weights = &e->weights, .kv = &e->kv};
 
     rc = open_backend(e, err);
     if (rc == 0)
@@ -209,8 +232,9 @@ static int open_engine(struct engine *e, const struct split *split, uint32_t ran
     return reserve_graph_memory(e, err);
 }
 
-int engine_open(const struct model *model, const struct split *split, uint32_t rank, struct comm *comm,
-                const struct engine_options *options, struct engine **ret_engine, struct error *err)
+int engine_open(const struct model *model, const struct split *split, uint32_t rank,
+                struct comm *comm, const struct engine_options *options, struct engine **ret_engine,
+                struct error *err)
 {
     struct engine *e = calloc(1, sizeof(*e));
     if (e == NULL)
@@ -252,14 +276,15 @@ void engine_close(struct engine *e)
 
 /* ---- slots ---- */
 
-int engine_slot_reset(struct engine *e, uint32_t slot, uint32_t n_keep, const struct sampling *sampling,
-                      struct error *err)
+int engine_slot_reset(struct engine *e, uint32_t slot, uint32_t n_keep,
+                      const struct sampling *sampling, struct error *err)
 {
     if (slot >= e->options.n_slots)
-        return error_set(err, E_INVALID, "slot %u does not exist: there are %u", slot, e->options.n_slots);
+        return error_set(err, E_INVALID, "slot %u does not exist: there are %u", slot,
+                         e->options.n_slots);
     if (n_keep > e->slots[slot].n_tokens)
-        return error_set(err, E_INVALID, "slot %u holds %u tokens, cannot keep %u", slot, e->slots[slot].n_tokens,
-                         n_keep);
+        return error_set(err, E_INVALID, "slot %u holds %u tokens, cannot keep %u", slot,
+                         e->slots[slot].n_tokens, n_keep);
     int rc = sampling_check(sampling, e->model->config.n_vocab, err);
     if (rc != 0)
         return rc;
@@ -285,40 +310,46 @@ static int check_step(const struct engine *e, const struct step *step, struct er
     if (e->status != 0)
         return error_set(err, e->status, "the engine is broken by an earlier failure");
     if (e->step_number != 0 && step->number != e->step_number)
-        return error_set(err, E_PROTOCOL, "step %llu came where %llu was due", (unsigned long long)step->number,
-                         (unsigned long long)e->step_number);
-    if (step->n_tokens == 0 || step->n_tokens > e->options.n_batch || step->n_parts > e->options.n_slots)
-        return error_set(err, E_INVALID, "a step of %u tokens in %u parts: at most %u in %u", step->n_tokens,
-                         step->n_parts, e->options.n_batch, e->options.n_slots);
+        return error_set(err, E_PROTOCOL, "step %llu came where %llu was due",
+                         (unsigned long long)step->number, (unsigned long long)e->step_number);
+    if (step->n_tokens == 0 || step->n_tokens > e->options.n_batch ||
+        step->n_parts > e->options.n_slots)
+        return error_set(err, E_INVALID, "a step of %u tokens in %u parts: at most %u in %u",
+                         step->n_tokens, step->n_parts, e->options.n_batch, e->options.n_slots);
     uint64_t seen = 0;
     uint32_t n = 0;
     for (uint32_t i = 0; i < step->n_parts; i++) {
         const struct step_part *part = &step->part[i];
         if (part->slot >= e->options.n_slots || (seen >> part->slot & 1) || part->n_tokens == 0 ||
             part->n_tokens > step->n_tokens - n)
-            return error_set(err, E_INVALID, "part %u of the step is invalid (slot %u, %u tokens)", i, part->slot,
-                             part->n_tokens);
+            return error_set(err, E_INVALID, "part %u of the step is invalid (slot %u, %u tokens)",
+                             i, part->slot, part->n_tokens);
         if (part->n_tokens > e->kv.n_ctx - e->slots[part->slot].n_tokens)
-            return error_set(err, E_LIMIT, "slot %u is full: %u tokens and %u more, of %u", part->slot,
-                             e->slots[part->slot].n_tokens, part->n_tokens, e->kv.n_ctx);
+            return error_set(err, E_LIMIT, "slot %u is full: %u tokens and %u more, of %u",
+                             part->slot, e->slots[part->slot].n_tokens, part->n_tokens,
+                             e->kv.n_ctx);
         seen |= (uint64_t)1 << part->slot;
         n += part->n_tokens;
     }
     if (n != step->n_tokens)
-        return error_set(err, E_INVALID, "the parts of the step have %u tokens, not %u", n, step->n_tokens);
+        return error_set(err, E_INVALID, "the parts of the step have %u tokens, not %u", n,
+                         step->n_tokens);
     for (uint32_t i = 0; i < step->n_tokens; i++)
         if (step->tokens[i] < 0 || (uint32_t)step->tokens[i] >= e->model->config.n_vocab)
-            return error_set(err, E_INVALID, "token %d is not in the vocabulary of %u", step->tokens[i],
-                             e->model->config.n_vocab);
+            return error_set(err, E_INVALID, "token %d is not in the vocabulary of %u",
+                             step->tokens[i], e->model->config.n_vocab);
     return 0;
 }
 
 static uint32_t part_n_outputs(const struct step_part *part)
 {
-    return part->output == STEP_OUTPUT_ALL ? part->n_tokens : part->output == STEP_OUTPUT_LAST ? 1 : 0;
+    return part->output == STEP_OUTPUT_ALL    ? part->n_tokens
+           : part->output == STEP_OUTPUT_LAST ? 1
+                                              : 0;
 }
 
-static void make_shape(const struct engine *e, const struct step *step, struct graph_shape *ret_shape)
+static void make_shape(const struct engine *e, const struct step *step,
+                       struct graph_shape *ret_shape)
 {
     *ret_shape = (struct graph_shape){.n_tokens = step->n_tokens, .n_parts = step->n_parts};
     for (uint32_t i = 0; i < step->n_parts; i++) {
@@ -341,7 +372,8 @@ static int prepare_graph(struct engine *e, const struct step *step, struct error
     int rc = graph_build(&e->graph, &e->builder, &shape, err);
     if (rc == 0 && !ggml_gallocr_alloc_graph(e->allocator, e->graph.cgraph)) {
         graph_done(&e->graph);
-        rc = error_set(err, E_NOMEM, "no memory for the buffers of a step of %u tokens", shape.n_tokens);
+        rc = error_set(err, E_NOMEM, "no memory for the buffers of a step of %u tokens",
+                       shape.n_tokens);
     }
     e->timing.graph_ns += clock_now_ns() - start;
     return rc;
@@ -353,7 +385,8 @@ static void *input_data(struct ggml_tensor *t)
     return t != NULL ? t->data : NULL;
 }
 
-/* Row i (position p) sees the cells of positions 0 .. p, or, with a window, the last `window` of them. */
+/* Row i (position p) sees the cells of positions 0 .. p, or, with a window, the last `window` of
+ * them. */
 static void fill_mask(struct ggml_tensor *mask, uint32_t position_first, uint32_t window)
 {
     enum { F16_ZERO = 0, F16_MINUS_INFINITY = 0xFC00 };
@@ -361,7 +394,8 @@ static void fill_mask(struct ggml_tensor *mask, uint32_t position_first, uint32_
     if (cell == NULL)
         return;
     for (uint32_t i = 0; i < mask->ne[1]; i++) {
-        uint32_t end = position_first + i + 1, begin = window != 0 && end > window ? end - window : 0;
+        uint32_t end = position_first + i + 1,
+                 begin = window != 0 && end > window ? end - window : 0;
         for (uint32_t c = 0; c < mask->ne[0]; c++)
             *cell++ = c >= begin && c < end ? F16_ZERO : F16_MINUS_INFINITY;
     }
@@ -393,14 +427,15 @@ static void fill_inputs(struct engine *e, const struct step *step)
     }
 }
 
-/* Hidden states between stages: rank j of the next stage gets them from rank j mod n of this one. */
+/* Hidden states between stages: rank j of the next stage gets them from rank j mod n of this one.
+ */
 static int receive_hidden(struct engine *e, struct error *err)
 {
     if (e->n_prev_ranks == 0)
         return 0;
     uint64_t start = clock_now_ns();
-    int rc = comm_recv(e->comm, e->prev_rank_first + e->shard.stage_rank % e->n_prev_ranks, e->graph.hidden_in->data,
-                       ggml_nbytes(e->graph.hidden_in), err);
+    int rc = comm_recv(e->comm, e->prev_rank_first + e->shard.stage_rank % e->n_prev_ranks,
+                       e->graph.hidden_in->data, ggml_nbytes(e->graph.hidden_in), err);
     e->timing.comm_ns += clock_now_ns() - start;
     return rc;
 }
@@ -411,8 +446,8 @@ static int send_hidden(struct engine *e, struct error *err)
     int rc = 0;
     uint32_t n_stage_ranks = e->shard.n_stage_ranks;
     for (uint32_t j = e->shard.stage_rank; j < e->n_next_ranks && rc == 0; j += n_stage_ranks)
-        rc = comm_send(e->comm, e->next_rank_first + j, e->graph.hidden_out->data, ggml_nbytes(e->graph.hidden_out),
-                       err);
+        rc = comm_send(e->comm, e->next_rank_first + j, e->graph.hidden_out->data,
+                       ggml_nbytes(e->graph.hidden_out), err);
     e->timing.comm_ns += clock_now_ns() - start;
     return rc;
 }
@@ -430,7 +465,8 @@ static int compute(struct engine *e, struct error *err)
     if (status == GGML_STATUS_ABORTED)
         return error_set(err, E_CANCELLED, "the step was aborted");
     if (status != GGML_STATUS_SUCCESS)
-        return error_set(err, E_INTERNAL, "ggml failed to compute: %s", ggml_status_to_string(status));
+        return error_set(err, E_INTERNAL, "ggml failed to compute: %s",
+                         ggml_status_to_string(status));
     return 0;
 }
 
@@ -444,9 +480,11 @@ static int sample(struct engine *e, const struct step *step, struct error *err)
         uint32_t n_outputs = part_n_outputs(&step->part[i]);
         for (uint32_t n = n_outputs; n > 0 && rc == 0; n--) {
             struct sampler_choice choice;
-            rc = sampler_choose(e->sampler, &slot->sampling, engine_logits(e, e->n_rows, NULL), e->shard.vocab,
-                                slot->tokens, slot->n_tokens - (n - 1), comm, e->link.group, &choice, err);
-            e->rows[e->n_rows++] = (struct step_row){choice.token, choice.logit, choice.logit_second};
+            rc = sampler_choose(e->sampler, &slot->sampling, engine_logits(e, e->n_rows, NULL),
+                                e->shard.vocab, slot->tokens, slot->n_tokens - (n - 1), comm,
+                                e->link.group, &choice, err);
+            e->rows[e->n_rows++] =
+                (struct step_row){choice.token, choice.logit, choice.logit_second};
         }
     }
     e->timing.sample_ns += clock_now_ns() - start;
@@ -476,7 +514,8 @@ static int run_step(struct engine *e, const struct step *step, struct error *err
     return rc;
 }
 
-int engine_step(struct engine *e, const struct step *step, struct step_result *ret_result, struct error *err)
+int engine_step(struct engine *e, const struct step *step, struct step_result *ret_result,
+                struct error *err)
 {
     int rc = check_step(e, step, err);
     if (rc != 0)
@@ -510,7 +549,8 @@ const float *engine_logits(const struct engine *e, uint32_t row, struct range *r
 void engine_get_info(const struct engine *e, struct engine_info *ret_info)
 {
     *ret_info = (struct engine_info){
-        .weight_bytes = e->weights.bytes_mapped + e->weights.bytes_repacked + e->weights.bytes_plain,
+        .weight_bytes =
+            e->weights.bytes_mapped + e->weights.bytes_repacked + e->weights.bytes_plain,
         .weight_bytes_mapped = e->weights.bytes_mapped,
         .weight_bytes_repacked = e->weights.bytes_repacked,
         .kv_bytes = e->kv.bytes,

@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-/* Everything one build needs at hand. Shapes in comments are [outer]..[inner], as C arrays would have them. */
+/* Everything one build needs at hand. Shapes in comments are [outer]..[inner], as C arrays would
+ * have them. */
 struct build {
     const struct graph_builder *b;
     const struct model_config *config;
@@ -26,13 +27,14 @@ static void run_reduce(struct ggml_tensor *dst, const struct graph_reduce *reduc
     if (link->status != 0)
         return;
     uint64_t start = clock_now_ns();
-    link->status = comm_all_reduce_f32(link->comm, link->group, reduce->mask, dst->data, (size_t)ggml_nelements(dst),
-                                       &link->error);
+    link->status = comm_all_reduce_f32(link->comm, link->group, reduce->mask, dst->data,
+                                       (size_t)ggml_nelements(dst), &link->error);
     link->comm_ns += clock_now_ns() - start;
 }
 
 /* ggml calls a custom operation on every thread, whatever its n_tasks. */
-static void reduce_in_place(struct ggml_tensor *dst, const struct ggml_tensor *partial, int ith, int nth, void *arg)
+static void reduce_in_place(struct ggml_tensor *dst, const struct ggml_tensor *partial, int ith,
+                            int nth, void *arg)
 {
     (void)partial, (void)nth;
     if (ith == 0)
@@ -46,93 +48,108 @@ static void reduce_receive_only(struct ggml_tensor *dst, int ith, int nth, void 
         run_reduce(dst, arg);
 }
 
-/* partial: [n][n_embd], or NULL when this rank has an empty slice of the layer. Returns the sum, [n][n_embd]. */
-static struct ggml_tensor *build_reduce(struct build *x, struct ggml_tensor *partial, struct ggml_tensor *order_after,
+/* partial: [n][n_embd], or NULL when this rank has an empty slice of the layer. Returns the sum,
+ * [n][n_embd]. */
+static struct ggml_tensor *build_reduce(struct build *x, struct ggml_tensor *partial,
+                                        struct ggml_tensor *order_after,
                                         struct graph_reduce *reduce)
 {
     if (reduce == NULL)
         return partial;
     if (partial != NULL)
         return ggml_map_custom1_inplace(x->ctx, partial, reduce_in_place, 1, reduce);
-    return ggml_custom_4d(x->ctx, GGML_TYPE_F32, order_after->ne[0], order_after->ne[1], 1, 1, &order_after, 1,
-                          reduce_receive_only, 1, reduce);
+    return ggml_custom_4d(x->ctx, GGML_TYPE_F32, order_after->ne[0], order_after->ne[1], 1, 1,
+                          &order_after, 1, reduce_receive_only, 1, reduce);
 }
 
 /* ---- blocks ---- */
 
-static struct ggml_tensor *build_norm(struct build *x, struct ggml_tensor *cur, struct ggml_tensor *weight)
+static struct ggml_tensor *build_norm(struct build *x, struct ggml_tensor *cur,
+                                      struct ggml_tensor *weight)
 {
     return ggml_mul(x->ctx, ggml_rms_norm(x->ctx, cur, x->config->norm_eps), weight);
 }
 
 /* cur [n][n_embd] through a weight of whole heads, to [n][n_heads][head_dim]; norm may be NULL. */
-static struct ggml_tensor *build_heads(struct build *x, struct ggml_tensor *cur, struct ggml_tensor *weight,
-                                       struct ggml_tensor *bias, struct ggml_tensor *norm)
+static struct ggml_tensor *build_heads(struct build *x, struct ggml_tensor *cur,
+                                       struct ggml_tensor *weight, struct ggml_tensor *bias,
+                                       struct ggml_tensor *norm)
 {
     cur = ggml_mul_mat(x->ctx, weight, cur);
     if (bias != NULL)
         cur = ggml_add(x->ctx, cur, bias);
-    cur = ggml_reshape_3d(x->ctx, cur, x->config->head_dim, cur->ne[0] / x->config->head_dim, cur->ne[1]);
+    cur = ggml_reshape_3d(x->ctx, cur, x->config->head_dim, cur->ne[0] / x->config->head_dim,
+                          cur->ne[1]);
     return norm != NULL ? build_norm(x, cur, norm) : cur;
 }
 
 static struct ggml_tensor *build_rope(struct build *x, struct ggml_tensor *heads, uint32_t layer)
 {
     const struct model *m = x->b->model;
-    /* The local base of sliding-window layers goes with unscaled positions (Gemma 3 report, section 2). */
+    /* The local base of sliding-window layers goes with unscaled positions (Gemma 3 report, section
+     * 2). */
     bool is_local = model_layer_has_window(m, layer) && m->arch->rope_base_local != 0;
     return ggml_rope_ext(x->ctx, heads, x->g->positions, x->b->weights->global[ROLE_ROPE_FACTORS],
-                         (int)x->config->n_rot, m->arch->rope == ARCH_ROPE_NEOX ? GGML_ROPE_TYPE_NEOX : 0,
+                         (int)x->config->n_rot,
+                         m->arch->rope == ARCH_ROPE_NEOX ? GGML_ROPE_TYPE_NEOX : 0,
                          (int)x->config->n_ctx_train, model_layer_rope_base(m, layer),
                          is_local ? 1.0f : x->config->rope_scale, 0.0f, 1.0f, 32.0f, 1.0f);
 }
 
-/* Attention of one part: rows [row, row + n) of q against its slot's cells. Returns [n][n_heads * head_dim]. */
-static struct ggml_tensor *build_attention_part(struct build *x, struct ggml_tensor *q, uint32_t index, uint32_t row,
-                                                uint32_t local_layer, bool has_window)
+/* Attention of one part: rows [row, row + n) of q against its slot's cells. Returns [n][n_heads *
+ * head_dim]. */
+static struct ggml_tensor *build_attention_part(struct build *x, struct ggml_tensor *q,
+                                                uint32_t index, uint32_t row, uint32_t local_layer,
+                                                bool has_window)
 {
     const struct graph_part *part = &x->g->shape.part[index];
     const struct kv_cache *kv = x->b->kv;
     struct ggml_tensor *k = kv->k[local_layer], *v = kv->v[local_layer];
     int64_t head_dim = x->config->head_dim, n_kv_heads = k->ne[0] / head_dim;
-    size_t head_bytes = (size_t)head_dim * ggml_type_size(k->type), slot_offset = part->slot * kv->n_ctx * k->nb[1];
+    size_t head_bytes = (size_t)head_dim * ggml_type_size(k->type),
+           slot_offset = part->slot * kv->n_ctx * k->nb[1];
 
-    struct ggml_tensor *q_part = ggml_view_3d(x->ctx, q, head_dim, q->ne[1], part->n_tokens, q->nb[1], q->nb[2],
-                                              row * q->nb[2]);
-    struct ggml_tensor *k_part = ggml_view_3d(x->ctx, k, head_dim, part->n_kv, n_kv_heads, k->nb[1], head_bytes,
-                                              slot_offset);
-    struct ggml_tensor *v_part = ggml_view_3d(x->ctx, v, head_dim, part->n_kv, n_kv_heads, v->nb[1], head_bytes,
-                                              slot_offset);
+    struct ggml_tensor *q_part = ggml_view_3d(x->ctx, q, head_dim, q->ne[1], part->n_tokens,
+                                              q->nb[1], q->nb[2], row * q->nb[2]);
+    struct ggml_tensor *k_part = ggml_view_3d(x->ctx, k, head_dim, part->n_kv, n_kv_heads, k->nb[1],
+                                              head_bytes, slot_offset);
+    struct ggml_tensor *v_part = ggml_view_3d(x->ctx, v, head_dim, part->n_kv, n_kv_heads, v->nb[1],
+                                              head_bytes, slot_offset);
     struct ggml_tensor *out =
         ggml_flash_attn_ext(x->ctx, ggml_permute(x->ctx, q_part, 0, 2, 1, 3), k_part, v_part,
-                            has_window ? x->g->mask_window[index] : x->g->mask[index], x->config->attn_scale, 0.0f,
-                            0.0f);
+                            has_window ? x->g->mask_window[index] : x->g->mask[index],
+                            x->config->attn_scale, 0.0f, 0.0f);
     return ggml_reshape_2d(x->ctx, out, head_dim * q->ne[1], part->n_tokens);
 }
 
-/* cur [n][n_embd], already normed. Writes K and V; returns this rank's part of the attention output, [n][n_embd], or NULL
- * when it holds no KV heads of this layer, or when no row's output is wanted. */
-static struct ggml_tensor *build_attention(struct build *x, struct ggml_tensor *cur, uint32_t local_layer,
-                                           bool want_output)
+/* cur [n][n_embd], already normed. Writes K and V; returns this rank's part of the attention
+ * output, [n][n_embd], or NULL when it holds no KV heads of this layer, or when no row's output is
+ * wanted. */
+static struct ggml_tensor *build_attention(struct build *x, struct ggml_tensor *cur,
+                                           uint32_t local_layer, bool want_output)
 {
     struct ggml_tensor **w = x->b->weights->layer[local_layer];
     uint32_t layer = x->b->shard->layers.begin + local_layer;
     if (x->b->kv->k[local_layer] == NULL)
         return NULL;
 
-    struct ggml_tensor *k = build_heads(x, cur, w[ROLE_ATTN_K], w[ROLE_ATTN_K_BIAS], w[ROLE_ATTN_K_NORM]);
+    struct ggml_tensor *k =
+        build_heads(x, cur, w[ROLE_ATTN_K], w[ROLE_ATTN_K_BIAS], w[ROLE_ATTN_K_NORM]);
     struct ggml_tensor *v = ggml_mul_mat(x->ctx, w[ROLE_ATTN_V], cur);
     if (w[ROLE_ATTN_V_BIAS] != NULL)
         v = ggml_add(x->ctx, v, w[ROLE_ATTN_V_BIAS]);
     k = build_rope(x, k, layer);
     k = ggml_reshape_2d(x->ctx, k, k->ne[0] * k->ne[1], k->ne[2]);
     /* Expanded here, so that the cache is written before attention reads it. */
-    ggml_build_forward_expand(x->g->cgraph, ggml_set_rows(x->ctx, x->b->kv->k[local_layer], k, x->g->cells));
-    ggml_build_forward_expand(x->g->cgraph, ggml_set_rows(x->ctx, x->b->kv->v[local_layer], v, x->g->cells));
+    ggml_build_forward_expand(x->g->cgraph,
+                              ggml_set_rows(x->ctx, x->b->kv->k[local_layer], k, x->g->cells));
+    ggml_build_forward_expand(x->g->cgraph,
+                              ggml_set_rows(x->ctx, x->b->kv->v[local_layer], v, x->g->cells));
     if (!want_output)
         return NULL;
 
-    struct ggml_tensor *q = build_heads(x, cur, w[ROLE_ATTN_Q], w[ROLE_ATTN_Q_BIAS], w[ROLE_ATTN_Q_NORM]);
+    struct ggml_tensor *q =
+        build_heads(x, cur, w[ROLE_ATTN_Q], w[ROLE_ATTN_Q_BIAS], w[ROLE_ATTN_Q_NORM]);
     q = build_rope(x, q, layer);
     bool has_window = model_layer_has_window(x->b->model, layer);
     struct ggml_tensor *out = NULL;
@@ -143,7 +160,8 @@ static struct ggml_tensor *build_attention(struct build *x, struct ggml_tensor *
     return ggml_mul_mat(x->ctx, w[ROLE_ATTN_OUT], out);
 }
 
-/* cur [n][n_embd], already normed. Returns this rank's part, or NULL when it holds no columns of this layer. */
+/* cur [n][n_embd], already normed. Returns this rank's part, or NULL when it holds no columns of
+ * this layer. */
 static struct ggml_tensor *build_ffn(struct build *x, struct ggml_tensor *cur, uint32_t local_layer)
 {
     struct ggml_tensor **w = x->b->weights->layer[local_layer];
@@ -151,20 +169,24 @@ static struct ggml_tensor *build_ffn(struct build *x, struct ggml_tensor *cur, u
         return NULL;
     struct ggml_tensor *gate = ggml_mul_mat(x->ctx, w[ROLE_FFN_GATE], cur);
     struct ggml_tensor *up = ggml_mul_mat(x->ctx, w[ROLE_FFN_UP], cur);
-    struct ggml_tensor *hidden = x->b->model->arch->activation == ARCH_SILU ? ggml_swiglu_split(x->ctx, gate, up)
-                                                                            : ggml_geglu_split(x->ctx, gate, up);
+    struct ggml_tensor *hidden = x->b->model->arch->activation == ARCH_SILU
+                                     ? ggml_swiglu_split(x->ctx, gate, up)
+                                     : ggml_geglu_split(x->ctx, gate, up);
     return ggml_mul_mat(x->ctx, w[ROLE_FFN_DOWN], hidden);
 }
 
 /* One transformer block. output_rows: the rows to go on with after attention, or NULL for all. */
-static struct ggml_tensor *build_layer(struct build *x, struct ggml_tensor *residual, uint32_t local_layer,
-                                       struct ggml_tensor *output_rows)
+static struct ggml_tensor *build_layer(struct build *x, struct ggml_tensor *residual,
+                                       uint32_t local_layer, struct ggml_tensor *output_rows)
 {
     struct ggml_tensor **w = x->b->weights->layer[local_layer];
-    struct graph_reduce *reduce_attn = x->b->reduce_attn != NULL ? &x->b->reduce_attn[local_layer] : NULL;
-    struct graph_reduce *reduce_ffn = x->b->reduce_ffn != NULL ? &x->b->reduce_ffn[local_layer] : NULL;
+    struct graph_reduce *reduce_attn =
+        x->b->reduce_attn != NULL ? &x->b->reduce_attn[local_layer] : NULL;
+    struct graph_reduce *reduce_ffn =
+        x->b->reduce_ffn != NULL ? &x->b->reduce_ffn[local_layer] : NULL;
 
-    struct ggml_tensor *cur = build_attention(x, build_norm(x, residual, w[ROLE_ATTN_NORM]), local_layer, true);
+    struct ggml_tensor *cur =
+        build_attention(x, build_norm(x, residual, w[ROLE_ATTN_NORM]), local_layer, true);
     if (output_rows != NULL) {
         if (cur != NULL)
             cur = ggml_get_rows(x->ctx, cur, output_rows);
@@ -249,13 +271,15 @@ static void build_forward(struct build *x)
     ggml_build_forward_expand(g->cgraph, cur);
 }
 
-int graph_build(struct graph *g, const struct graph_builder *b, const struct graph_shape *shape, struct error *err)
+int graph_build(struct graph *g, const struct graph_builder *b, const struct graph_shape *shape,
+                struct error *err)
 {
     graph_done(g);
     uint32_t n_layers = b->shard->layers.end - b->shard->layers.begin;
     size_t n_nodes = (size_t)n_layers * (40 + 8 * shape->n_parts) + 2 * shape->n_parts + 32;
-    struct ggml_init_params params = {
-        .mem_size = n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), .no_alloc = true};
+    struct ggml_init_params params = {.mem_size = n_nodes * ggml_tensor_overhead() +
+                                                  ggml_graph_overhead_custom(n_nodes, false),
+                                      .no_alloc = true};
     g->shape = *shape;
     g->context = ggml_init(params);
     if (g->context == NULL)

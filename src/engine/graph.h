@@ -1,7 +1,7 @@
 /*
- * One step's forward pass over a shard as a ggml graph, built from the architecture's row of facts. Sums over the ranks of a stage are custom operations inside
- * the graph. A graph is a function of its shape and may be used again as long as the shape stays the same.
- * Thread: the engine's.
+ * One step's forward pass over a shard as a ggml graph, built from the architecture's row of facts.
+ * Sums over the ranks of a stage are custom operations inside the graph. A graph is a function of
+ * its shape and may be used again as long as the shape stays the same. Thread: the engine's.
  */
 #ifndef SHOAL_ENGINE_GRAPH_H
 #define SHOAL_ENGINE_GRAPH_H
@@ -21,7 +21,8 @@
 struct graph_part { /* consecutive tokens of one slot */
     uint32_t slot;
     uint32_t n_tokens;
-    uint32_t n_kv; /* cells that attention looks at: a multiple of KV_PAD that covers the last token */
+    uint32_t
+        n_kv; /* cells that attention looks at: a multiple of KV_PAD that covers the last token */
 };
 
 struct graph_shape {
@@ -41,7 +42,7 @@ struct graph_reduce {
 struct graph_link {
     struct comm *comm; /* NULL: a stage of one rank */
     struct comm_group group;
-    int status;        /* first failure of a sum in this step; later ones do nothing */
+    int status; /* first failure of a sum in this step; later ones do nothing */
     struct error error;
     uint64_t comm_ns;
 };
@@ -57,24 +58,28 @@ struct graph_builder { /* what does not change between steps; borrows everything
 struct graph {
     struct graph_shape shape;
     struct ggml_cgraph *cgraph; /* NULL: nothing built yet */
-    /* inputs; NULL where the shard does not need them. All must be filled before each run: their memory is reused. */
-    struct ggml_tensor *tokens;      /* [n_tokens] i32, first stage */
-    struct ggml_tensor *hidden_in;   /* [n_tokens][n_embd] f32, later stages */
-    struct ggml_tensor *positions;   /* [n_tokens] i32 */
-    struct ggml_tensor *cells;       /* [n_tokens] i64: row of the KV cache */
-    struct ggml_tensor *output_rows; /* [n_outputs] i32, last stage */
+    /* inputs; NULL where the shard does not need them. All must be filled before each run: their
+     * memory is reused. */
+    struct ggml_tensor *tokens;                   /* [n_tokens] i32, first stage */
+    struct ggml_tensor *hidden_in;                /* [n_tokens][n_embd] f32, later stages */
+    struct ggml_tensor *positions;                /* [n_tokens] i32 */
+    struct ggml_tensor *cells;                    /* [n_tokens] i64: row of the KV cache */
+    struct ggml_tensor *output_rows;              /* [n_outputs] i32, last stage */
     struct ggml_tensor *mask[LIMIT_SLOTS];        /* [part n_tokens][n_kv] f16: 0 or -inf */
     struct ggml_tensor *mask_window[LIMIT_SLOTS]; /* likewise for sliding-window layers */
     /* output */
-    struct ggml_tensor *hidden_out;  /* [n_tokens][n_embd] f32, all but the last stage */
-    struct ggml_tensor *logits;      /* [n_outputs][vocabulary slice] f32, last stage; NULL without outputs or slice */
+    struct ggml_tensor *hidden_out; /* [n_tokens][n_embd] f32, all but the last stage */
+    struct ggml_tensor
+        *logits; /* [n_outputs][vocabulary slice] f32, last stage; NULL without outputs or slice */
 
-    struct ggml_context *context;    /* private */
+    struct ggml_context *context; /* private */
 };
 
 bool graph_shape_equal(const struct graph_shape *a, const struct graph_shape *b);
-/* Builds (without allocating tensor data) into g, which is zeroed or holds an older graph. Errors: E_NOMEM. */
-int graph_build(struct graph *g, const struct graph_builder *b, const struct graph_shape *shape, struct error *err);
+/* Builds (without allocating tensor data) into g, which is zeroed or holds an older graph. Errors:
+ * E_NOMEM. */
+int graph_build(struct graph *g, const struct graph_builder *b, const struct graph_shape *shape,
+                struct error *err);
 void graph_done(struct graph *g);
 
 #endif

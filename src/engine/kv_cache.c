@@ -5,10 +5,12 @@
 #include <ggml-cpu.h>
 #include <stdlib.h>
 
-static int init(struct kv_cache *kv, const struct model *m, const struct shard *s, struct error *err)
+static int init(struct kv_cache *kv, const struct model *m, const struct shard *s,
+                struct error *err)
 {
     uint32_t n_layers = s->layers.end - s->layers.begin;
-    struct ggml_init_params params = {.mem_size = (2 * (size_t)n_layers + 1) * ggml_tensor_overhead(), .no_alloc = true};
+    struct ggml_init_params params = {
+        .mem_size = (2 * (size_t)n_layers + 1) * ggml_tensor_overhead(), .no_alloc = true};
     kv->context = ggml_init(params);
     kv->k = calloc(n_layers + 1, sizeof(struct ggml_tensor *));
     kv->v = calloc(n_layers + 1, sizeof(struct ggml_tensor *));
@@ -17,7 +19,8 @@ static int init(struct kv_cache *kv, const struct model *m, const struct shard *
 
     int64_t n_cells = (int64_t)kv->n_ctx * kv->n_slots;
     for (uint32_t i = 0; i < n_layers; i++) {
-        int64_t width = (int64_t)m->config.head_dim * (s->layer[i].kv_heads.end - s->layer[i].kv_heads.begin);
+        int64_t width =
+            (int64_t)m->config.head_dim * (s->layer[i].kv_heads.end - s->layer[i].kv_heads.begin);
         if (width == 0)
             continue;
         kv->k[i] = ggml_new_tensor_2d(kv->context, GGML_TYPE_F16, width, n_cells);
@@ -27,8 +30,8 @@ static int init(struct kv_cache *kv, const struct model *m, const struct shard *
     if (kv->bytes == 0)
         return 0;
 
-    /* Reserved, not allocated by ggml: the pages must be zero (masked cells still meet arithmetic) and must
-     * not be resident before they are used. */
+    /* Reserved, not allocated by ggml: the pages must be zero (masked cells still meet arithmetic)
+     * and must not be resident before they are used. */
     kv->memory = memory_reserve(kv->bytes);
     if (kv->memory == NULL)
         return error_set(err, E_NOMEM, "no memory for a KV cache of %llu MiB",
@@ -48,8 +51,8 @@ static int init(struct kv_cache *kv, const struct model *m, const struct shard *
     return 0;
 }
 
-int kv_cache_init(struct kv_cache *kv, const struct model *m, const struct shard *s, uint32_t n_ctx, uint32_t n_slots,
-                  struct error *err)
+int kv_cache_init(struct kv_cache *kv, const struct model *m, const struct shard *s, uint32_t n_ctx,
+                  uint32_t n_slots, struct error *err)
 {
     *kv = (struct kv_cache){.n_ctx = (n_ctx + KV_PAD - 1) / KV_PAD * KV_PAD, .n_slots = n_slots};
     int rc = init(kv, m, s, err);

@@ -4,7 +4,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Shrinks [address, address + bytes) to whole pages inside it (grow = 0) or around it (grow = 1). */
+/* Shrinks [address, address + bytes) to whole pages inside it (grow = 0) or around it (grow = 1).
+ */
 static void align_to_pages(void **address, size_t *bytes, int grow)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
@@ -17,7 +18,8 @@ static void align_to_pages(void **address, size_t *bytes, int grow)
 
 void *memory_reserve(size_t bytes)
 {
-    void *address = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *address = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return address != MAP_FAILED ? address : NULL;
 }
 

@@ -6,8 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What a rank tells the others about its slice: enough to sample exactly in nearly every case. With the slice's whole sum, a draw that falls
- * among the best candidates is decided; one that falls into the tail makes all ranks fetch the whole slices. */
+/* What a rank tells the others about its slice: enough to sample exactly in nearly every case. With
+ * the slice's whole sum, a draw that falls among the best candidates is decided; one that falls
+ * into the tail makes all ranks fetch the whole slices. */
 enum { CANDIDATES_MAX = 1024, CANDIDATES_DEFAULT = 256 };
 
 struct candidate {
@@ -16,21 +17,21 @@ struct candidate {
 };
 
 struct summary_head {
-    float max;          /* best logit of the slice; -INFINITY when it is empty */
-    float sum;          /* of exp((logit - max) / temperature) over the slice; 0 when it is not needed */
-    uint32_t n;         /* candidates that follow */
-    uint32_t is_whole;  /* 1: the candidates are the whole slice */
+    float max;  /* best logit of the slice; -INFINITY when it is empty */
+    float sum;  /* of exp((logit - max) / temperature) over the slice; 0 when it is not needed */
+    uint32_t n; /* candidates that follow */
+    uint32_t is_whole; /* 1: the candidates are the whole slice */
 };
 
 struct sampler {
     uint32_t n_vocab;
-    float *adjusted;             /* [n_vocab] a slice, or the gathered whole */
-    float *gathered;             /* [n ranks][n_vocab], made when first needed */
+    float *adjusted; /* [n_vocab] a slice, or the gathered whole */
+    float *gathered; /* [n ranks][n_vocab], made when first needed */
     size_t gathered_cap;
-    uint32_t *counts;            /* [n_vocab] occurrences, all zero between calls */
-    struct candidate *merged;    /* [merged_cap] */
+    uint32_t *counts;         /* [n_vocab] occurrences, all zero between calls */
+    struct candidate *merged; /* [merged_cap] */
     size_t merged_cap;
-    uint8_t *wire;               /* summaries of all ranks */
+    uint8_t *wire; /* summaries of all ranks */
     size_t wire_cap;
 };
 
@@ -45,8 +46,8 @@ static int check_range(const char *name, float v, float min, float max, struct e
 {
     if (v >= min && v <= max) /* false for NaN */
         return 0;
-    return error_set(err, E_INVALID, "%s is %g: it must be between %g and %g", name, (double)v, (double)min,
-                     (double)max);
+    return error_set(err, E_INVALID, "%s is %g: it must be between %g and %g", name, (double)v,
+                     (double)min, (double)max);
 }
 
 int sampling_check(const struct sampling *s, uint32_t n_vocab, struct error *err)
@@ -63,11 +64,12 @@ int sampling_check(const struct sampling *s, uint32_t n_vocab, struct error *err
     if (rc == 0)
         rc = check_range("presence_penalty", s->presence_penalty, -100, 100, err);
     if (rc == 0 && s->n_bias > LIMIT_LOGIT_BIAS)
-        rc = error_set(err, E_INVALID, "logit_bias has %u entries: at most %d", s->n_bias, LIMIT_LOGIT_BIAS);
+        rc = error_set(err, E_INVALID, "logit_bias has %u entries: at most %d", s->n_bias,
+                       LIMIT_LOGIT_BIAS);
     for (uint32_t i = 0; i < s->n_bias && rc == 0; i++) {
         if (s->bias[i].token < 0 || (uint32_t)s->bias[i].token >= n_vocab)
-            rc = error_set(err, E_INVALID, "logit_bias names token %d: the vocabulary has %u", s->bias[i].token,
-                           n_vocab);
+            rc = error_set(err, E_INVALID, "logit_bias names token %d: the vocabulary has %u",
+                           s->bias[i].token, n_vocab);
         else
             rc = check_range("logit_bias", s->bias[i].bias, -100, 100, err);
     }
@@ -147,10 +149,11 @@ static void penalize(struct sampler *s, const struct sampling *p, float *logits,
         counts[tokens[i]] = 0;
 }
 
-static const float *adjust(struct sampler *s, const struct sampling *p, const float *logits, struct range vocab,
-                           const int32_t *tokens, uint32_t n_tokens)
+static const float *adjust(struct sampler *s, const struct sampling *p, const float *logits,
+                           struct range vocab, const int32_t *tokens, uint32_t n_tokens)
 {
-    bool has_penalty = p->repetition_penalty != 1 || p->frequency_penalty != 0 || p->presence_penalty != 0;
+    bool has_penalty =
+        p->repetition_penalty != 1 || p->frequency_penalty != 0 || p->presence_penalty != 0;
     if ((p->n_bias == 0 && !has_penalty) || vocab.end == vocab.begin)
         return logits;
     memcpy(s->adjusted, logits, (vocab.end - vocab.begin) * sizeof(float));
@@ -193,7 +196,8 @@ static void sift_down(struct candidate *heap, uint32_t n)
 }
 
 /* The n_max best of the slice, in order. Returns how many. */
-static uint32_t select_best(const float *logits, struct range vocab, uint32_t n_max, struct candidate *best)
+static uint32_t select_best(const float *logits, struct range vocab, uint32_t n_max,
+                            struct candidate *best)
 {
     uint32_t n_slice = vocab.end - vocab.begin, n = n_slice < n_max ? n_slice : n_max;
     if (n == 0)
@@ -217,16 +221,19 @@ static uint32_t select_best(const float *logits, struct range vocab, uint32_t n_
     return n;
 }
 
-/* exp(x) for x <= 0, relative error below 2e-7, written so that compilers vectorize loops over it: 2^k by exponent bits, 2^f on [-1/2, 1/2] by the
- * Taylor polynomial of degree 7. */
+/* exp(x) for x <= 0, relative error below 2e-7, written so that compilers vectorize loops over it:
+ * 2^k by exponent bits, 2^f on [-1/2, 1/2] by the Taylor polynomial of degree 7. */
 static inline float exp_negative(float x)
 {
     float y = x * 1.44269504f;
     y = y < -126.0f ? -126.0f : y;
     float k = (float)(int32_t)(y - 0.5f); /* rounds to nearest for y <= 0 */
     float f = (y - k) * 0.693147181f;
-    float p = 1.0f + f * (1.0f + f * (0.5f + f * (1.66666667e-1f + f * (4.16666667e-2f + f * (8.33333333e-3f +
-              f * (1.38888889e-3f + f * 1.98412698e-4f))))));
+    float p = 1.0f +
+              f * (1.0f + f * (0.5f + f * (1.66666667e-1f +
+                                           f * (4.16666667e-2f +
+                                                f * (8.33333333e-3f +
+                                                     f * (1.38888889e-3f + f * 1.98412698e-4f))))));
     union {
         int32_t i;
         float f;
@@ -234,7 +241,8 @@ static inline float exp_negative(float x)
     return p * scale.f;
 }
 
-static float sum_of_exponentials(const float *logits, uint32_t n, float max, float inverse_temperature)
+static float sum_of_exponentials(const float *logits, uint32_t n, float max,
+                                 float inverse_temperature)
 {
     enum { LANES = 16, BLOCK = 4096 };
     double sum = 0;
@@ -257,7 +265,8 @@ static size_t summary_bytes(uint32_t n_max)
     return sizeof(struct summary_head) + n_max * sizeof(struct candidate);
 }
 
-static void summarize(const struct sampling *p, const float *logits, struct range vocab, uint32_t n_max, uint8_t *out)
+static void summarize(const struct sampling *p, const float *logits, struct range vocab,
+                      uint32_t n_max, uint8_t *out)
 {
     uint32_t n_slice = vocab.end - vocab.begin;
     struct summary_head head = {.max = -INFINITY};
@@ -275,29 +284,33 @@ static void summarize(const struct sampling *p, const float *logits, struct rang
 
 /* ---- choosing ---- */
 
-/* All candidates in order, of which the first n_exact are surely the best n_exact of the whole vocabulary. */
+/* All candidates in order, of which the first n_exact are surely the best n_exact of the whole
+ * vocabulary. */
 struct pool {
     const struct candidate *best;
     uint32_t n, n_exact;
-    bool is_whole;       /* n_exact covers the whole vocabulary */
-    double sum;          /* of exp((logit - best[0].logit) / temperature) over the whole vocabulary */
+    bool is_whole; /* n_exact covers the whole vocabulary */
+    double sum;    /* of exp((logit - best[0].logit) / temperature) over the whole vocabulary */
 };
 
-static int merge(struct sampler *s, const struct sampling *p, const uint8_t *wire, uint32_t n_ranks, uint32_t n_max,
-                 struct pool *ret_pool, struct error *err)
+static int merge(struct sampler *s, const struct sampling *p, const uint8_t *wire, uint32_t n_ranks,
+                 uint32_t n_max, struct pool *ret_pool, struct error *err)
 {
-    int rc = ensure((void **)&s->merged, &s->merged_cap, (size_t)n_ranks * n_max, sizeof(*s->merged), err);
+    int rc = ensure((void **)&s->merged, &s->merged_cap, (size_t)n_ranks * n_max,
+                    sizeof(*s->merged), err);
     if (rc != 0)
         return rc;
     struct pool pool = {.best = s->merged, .is_whole = true};
-    struct candidate limit = {-INFINITY, INT32_MAX}; /* behind it a slice may hold better ones than we know */
+    struct candidate limit = {-INFINITY,
+                              INT32_MAX}; /* behind it a slice may hold better ones than we know */
     float max = -INFINITY;
     for (uint32_t r = 0; r < n_ranks; r++) {
         struct summary_head head;
         const uint8_t *at = wire + r * summary_bytes(n_max);
         memcpy(&head, at, sizeof(head));
         if (head.n > n_max)
-            return error_set(err, E_PROTOCOL, "a rank sent %u candidates where %u fit", head.n, n_max);
+            return error_set(err, E_PROTOCOL, "a rank sent %u candidates where %u fit", head.n,
+                             n_max);
         memcpy(s->merged + pool.n, at + sizeof(head), head.n * sizeof(struct candidate));
         pool.n += head.n;
         max = head.max > max ? head.max : max;
@@ -311,24 +324,27 @@ static int merge(struct sampler *s, const struct sampling *p, const uint8_t *wir
         struct summary_head head;
         memcpy(&head, wire + r * summary_bytes(n_max), sizeof(head));
         if (head.n > 0)
-            pool.sum += (double)head.sum * exp(((double)head.max - (double)max) / (double)p->temperature);
+            pool.sum +=
+                (double)head.sum * exp(((double)head.max - (double)max) / (double)p->temperature);
     }
     if (n_ranks > 1)
         qsort(s->merged, pool.n, sizeof(*s->merged), compare);
     while (pool.n_exact < pool.n && !is_before(limit, s->merged[pool.n_exact]))
         pool.n_exact++;
     if (pool.n_exact == 0)
-        return error_set(err, E_INTERNAL, "no candidates to sample from: the logits are not numbers");
+        return error_set(err, E_INTERNAL,
+                         "no candidates to sample from: the logits are not numbers");
     *ret_pool = pool;
     return 0;
 }
 
 /* Draws from the pool; false when the answer may lie outside its exact part. */
-static bool draw(const struct sampling *p, const struct pool *pool, double uniform, uint32_t *ret_index)
+static bool draw(const struct sampling *p, const struct pool *pool, double uniform,
+                 uint32_t *ret_index)
 {
     const struct candidate *best = pool->best;
     double inverse = 1 / (double)p->temperature, max = (double)best[0].logit;
-    uint32_t n_set = pool->n_exact; /* top-k */
+    uint32_t n_set = pool->n_exact;  /* top-k */
     bool is_closed = pool->is_whole; /* nothing outside the exact part can be drawn */
     if (p->top_k != 0 && p->top_k <= pool->n_exact) {
         n_set = p->top_k;
@@ -374,13 +390,15 @@ static bool draw(const struct sampling *p, const struct pool *pool, double unifo
     return cut || is_closed || kept <= sum; /* otherwise the draw lies in the tail */
 }
 
-/* The rare case: everybody's whole slice. Every rank works out the same pool of the whole vocabulary. */
+/* The rare case: everybody's whole slice. Every rank works out the same pool of the whole
+ * vocabulary. */
 static int gather_all(struct sampler *s, const float *logits, struct range vocab, struct comm *comm,
                       struct comm_group group, struct pool *ret_pool, struct error *err)
 {
     uint32_t n_ranks = comm != NULL ? group.n : 1;
     size_t stride = s->n_vocab + 2; /* slice bounds in front */
-    int rc = ensure((void **)&s->gathered, &s->gathered_cap, (n_ranks + 1) * stride, sizeof(float), err);
+    int rc =
+        ensure((void **)&s->gathered, &s->gathered_cap, (n_ranks + 1) * stride, sizeof(float), err);
     if (rc == 0)
         rc = ensure((void **)&s->merged, &s->merged_cap, s->n_vocab, sizeof(*s->merged), err);
     if (rc != 0)
@@ -400,8 +418,10 @@ static int gather_all(struct sampler *s, const float *logits, struct range vocab
         const float *slice = s->gathered + r * stride;
         struct range range;
         memcpy(&range, slice, sizeof(range));
-        if (range.end > s->n_vocab || range.begin > range.end || range.end - range.begin > s->n_vocab - pool.n)
-            return error_set(err, E_PROTOCOL, "a rank sent logits of tokens %u to %u", range.begin, range.end);
+        if (range.end > s->n_vocab || range.begin > range.end ||
+            range.end - range.begin > s->n_vocab - pool.n)
+            return error_set(err, E_PROTOCOL, "a rank sent logits of tokens %u to %u", range.begin,
+                             range.end);
         for (uint32_t i = range.begin; i < range.end; i++)
             s->merged[pool.n++] = (struct candidate){slice[2 + i - range.begin], (int32_t)i};
     }
@@ -422,9 +442,9 @@ static uint32_t candidates_wanted(const struct sampling *p)
     return p->top_k + 1;
 }
 
-int sampler_choose(struct sampler *s, const struct sampling *sampling, const float *logits, struct range vocab,
-                   const int32_t *tokens, uint32_t n_tokens, struct comm *comm, struct comm_group group,
-                   struct sampler_choice *ret_choice, struct error *err)
+int sampler_choose(struct sampler *s, const struct sampling *sampling, const float *logits,
+                   struct range vocab, const int32_t *tokens, uint32_t n_tokens, struct comm *comm,
+                   struct comm_group group, struct sampler_choice *ret_choice, struct error *err)
 {
     uint32_t n_max = candidates_wanted(sampling), n_ranks = comm != NULL ? group.n : 1;
     logits = adjust(s, sampling, logits, vocab, tokens, n_tokens);
@@ -454,6 +474,7 @@ int sampler_choose(struct sampler *s, const struct sampling *sampling, const flo
     uint32_t second = index == 0 ? 1 : 0;
     *ret_choice = (struct sampler_choice){.token = pool.best[index].token,
                                           .logit = pool.best[index].logit,
-                                          .logit_second = second < pool.n ? pool.best[second].logit : -INFINITY};
+                                          .logit_second = second < pool.n ? pool.best[second].logit
+                                                                          : -INFINITY};
     return 0;
 }

@@ -48,9 +48,11 @@ static bool is_matrix_role(enum role role)
     }
 }
 
-/* The first extra CPU buffer type that can multiply by this weight, as ggml's own loaders choose it; NULL when the
- * file's layout is the best. The question needs a tensor that claims to live in such a buffer. */
-static ggml_backend_buffer_type_t find_repack_type(const struct loader *l, struct ggml_tensor *weight)
+/* The first extra CPU buffer type that can multiply by this weight, as ggml's own loaders choose
+ * it; NULL when the file's layout is the best. The question needs a tensor that claims to live in
+ * such a buffer. */
+static ggml_backend_buffer_type_t find_repack_type(const struct loader *l,
+                                                   struct ggml_tensor *weight)
 {
     ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(l->device);
     ggml_backend_dev_get_extra_bufts_t get_types =
@@ -59,7 +61,8 @@ static ggml_backend_buffer_type_t find_repack_type(const struct loader *l, struc
     if (get_types == NULL)
         return NULL;
     ggml_backend_buffer_type_t found = NULL;
-    for (ggml_backend_buffer_type_t *type = get_types(l->device); type != NULL && *type != NULL && !found; type++) {
+    for (ggml_backend_buffer_type_t *type = get_types(l->device);
+         type != NULL && *type != NULL && !found; type++) {
         struct ggml_init_params params = {.mem_size = 4 * ggml_tensor_overhead(), .no_alloc = true};
         struct ggml_context *ctx = ggml_init(params);
         if (ctx == NULL)
@@ -76,8 +79,9 @@ static ggml_backend_buffer_type_t find_repack_type(const struct loader *l, struc
     return found;
 }
 
-static int add_item(struct loader *l, enum role role, uint32_t layer, struct ggml_tensor **ret_tensor,
-                    ggml_backend_buffer_type_t *repack_type, struct error *err)
+static int add_item(struct loader *l, enum role role, uint32_t layer,
+                    struct ggml_tensor **ret_tensor, ggml_backend_buffer_type_t *repack_type,
+                    struct error *err)
 {
     struct load_item *item = &l->items[l->n_items];
     if (!shard_slice(l->shard, l->model, role, layer, &item->slice))
@@ -90,11 +94,13 @@ static int add_item(struct loader *l, enum role role, uint32_t layer, struct ggm
                                  (int64_t)s->n_rows);
     ggml_format_name(t, "%s.%u", role_name(role), layer);
     if (ggml_nbytes(t) != s->row_bytes * s->n_rows)
-        return error_set(err, E_INTERNAL, "tensor '%s': ggml counts %zu bytes, the file %llu", s->tensor->name,
-                         ggml_nbytes(t), (unsigned long long)(s->row_bytes * s->n_rows));
+        return error_set(err, E_INTERNAL, "tensor '%s': ggml counts %zu bytes, the file %llu",
+                         s->tensor->name, ggml_nbytes(t),
+                         (unsigned long long)(s->row_bytes * s->n_rows));
 
     item->tensor = t;
-    item->place = s->row_bytes == s->row_stride_bytes || s->n_rows == 1 ? PLACE_MAPPED : PLACE_PLAIN;
+    item->place =
+        s->row_bytes == s->row_stride_bytes || s->n_rows == 1 ? PLACE_MAPPED : PLACE_PLAIN;
     if (l->repack && is_matrix_role(role)) {
         ggml_backend_buffer_type_t type = find_repack_type(l, t);
         if (type != NULL && (*repack_type == NULL || *repack_type == type)) {
@@ -109,7 +115,8 @@ static int add_item(struct loader *l, enum role role, uint32_t layer, struct ggm
 
 /* Places all tensors of one kind, one after another, in a new buffer of this type. */
 static int place_in_buffer(struct loader *l, enum place place, ggml_backend_buffer_type_t type,
-                           ggml_backend_buffer_t *ret_buffer, uint64_t *ret_bytes, struct error *err)
+                           ggml_backend_buffer_t *ret_buffer, uint64_t *ret_bytes,
+                           struct error *err)
 {
     size_t align = ggml_backend_buft_get_alignment(type), total = 0;
     for (size_t i = 0; i < l->n_items; i++)
@@ -149,7 +156,8 @@ static int map_file(struct loader *l, struct error *err)
     w->map = mmap(NULL, w->map_bytes, PROT_READ, MAP_SHARED, l->fd, 0);
     if (w->map == MAP_FAILED) {
         w->map = NULL;
-        return error_set(err, E_IO, "cannot map '%s': %s", gguf_file_path(l->model->file), strerror(errno));
+        return error_set(err, E_IO, "cannot map '%s': %s", gguf_file_path(l->model->file),
+                         strerror(errno));
     }
     w->mapped = ggml_backend_cpu_buffer_from_ptr(w->map, w->map_bytes);
     if (w->mapped == NULL)
@@ -163,7 +171,8 @@ static int map_file(struct loader *l, struct error *err)
         if (ggml_backend_tensor_alloc(w->mapped, item->tensor, address) != GGML_STATUS_SUCCESS)
             return error_set(err, E_INTERNAL, "cannot place tensor '%s'", item->tensor->name);
         size_t bytes = ggml_nbytes(item->tensor);
-        /* The embedding table is only looked into, row by row: its pages come when they are used. */
+        /* The embedding table is only looked into, row by row: its pages come when they are used.
+         */
         if (item->tensor != w->global[ROLE_TOKEN_EMBD])
             memory_prefault(address, bytes);
         w->bytes_mapped += bytes;
@@ -171,7 +180,8 @@ static int map_file(struct loader *l, struct error *err)
     return 0;
 }
 
-static int read_bytes(const struct loader *l, uint64_t offset, void *data, size_t n, struct error *err)
+static int read_bytes(const struct loader *l, uint64_t offset, void *data, size_t n,
+                      struct error *err)
 {
     for (size_t done = 0; done < n;) {
         ssize_t got = pread(l->fd, (char *)data + done, n - done, (off_t)(offset + done));
@@ -186,15 +196,17 @@ static int read_bytes(const struct loader *l, uint64_t offset, void *data, size_
     return 0;
 }
 
-/* Brings one slice, row by row where it is not contiguous, into dst. Strided rows are read in chunks of whole rows, so that
- * a narrow slice of many rows does not cost one system call a row. */
-static int read_slice(const struct loader *l, const struct tensor_slice *s, char *dst, struct error *err)
+/* Brings one slice, row by row where it is not contiguous, into dst. Strided rows are read in
+ * chunks of whole rows, so that a narrow slice of many rows does not cost one system call a row. */
+static int read_slice(const struct loader *l, const struct tensor_slice *s, char *dst,
+                      struct error *err)
 {
     if (s->row_bytes == s->row_stride_bytes || s->n_rows == 1)
         return read_bytes(l, s->file_offset, dst, s->row_bytes * s->n_rows, err);
 
     enum { CHUNK_BYTES = 4 << 20 };
-    uint64_t rows_per_chunk = CHUNK_BYTES / s->row_stride_bytes > 0 ? CHUNK_BYTES / s->row_stride_bytes : 1;
+    uint64_t rows_per_chunk =
+        CHUNK_BYTES / s->row_stride_bytes > 0 ? CHUNK_BYTES / s->row_stride_bytes : 1;
     char *chunk = malloc(rows_per_chunk * s->row_stride_bytes);
     if (chunk == NULL)
         return error_set(err, E_NOMEM, "out of memory");
@@ -242,7 +254,8 @@ static int load(struct loader *l, struct error *err)
     uint32_t n_layers = s->layers.end - s->layers.begin;
     size_t n_max = ROLE_FIRST_OF_LAYER + (size_t)n_layers * ROLE_COUNT;
 
-    struct ggml_init_params params = {.mem_size = (n_max + 1) * ggml_tensor_overhead(), .no_alloc = true};
+    struct ggml_init_params params = {.mem_size = (n_max + 1) * ggml_tensor_overhead(),
+                                      .no_alloc = true};
     w->context = ggml_init(params);
     w->layer = calloc(n_layers + 1, sizeof(*w->layer));
     l->items = calloc(n_max, sizeof(*l->items));
@@ -251,7 +264,8 @@ static int load(struct loader *l, struct error *err)
         return error_set(err, E_NOMEM, "out of memory");
     l->fd = open(gguf_file_path(l->model->file), O_RDONLY | O_CLOEXEC);
     if (l->fd < 0)
-        return error_set(err, E_IO, "cannot open '%s': %s", gguf_file_path(l->model->file), strerror(errno));
+        return error_set(err, E_IO, "cannot open '%s': %s", gguf_file_path(l->model->file),
+                         strerror(errno));
 
     ggml_backend_buffer_type_t repack_type = NULL;
     int rc = 0;
@@ -263,7 +277,8 @@ static int load(struct loader *l, struct error *err)
     if (rc == 0 && repack_type != NULL)
         rc = place_in_buffer(l, PLACE_REPACKED, repack_type, &w->repacked, &w->bytes_repacked, err);
     if (rc == 0)
-        rc = place_in_buffer(l, PLACE_PLAIN, ggml_backend_cpu_buffer_type(), &w->plain, &w->bytes_plain, err);
+        rc = place_in_buffer(l, PLACE_PLAIN, ggml_backend_cpu_buffer_type(), &w->plain,
+                             &w->bytes_plain, err);
     if (rc == 0)
         rc = map_file(l, err);
     if (rc == 0)
@@ -271,7 +286,8 @@ static int load(struct loader *l, struct error *err)
     return rc;
 }
 
-int weights_load(struct weights *w, const struct model *m, const struct shard *s, bool repack, struct error *err)
+int weights_load(struct weights *w, const struct model *m, const struct shard *s, bool repack,
+                 struct error *err)
 {
     *w = (struct weights){0};
     struct loader l = {.w = w, .model = m, .shard = s, .repack = repack, .fd = -1};

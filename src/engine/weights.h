@@ -1,7 +1,9 @@
 /*
- * A shard's weights as ggml tensors. Each lands in one of three places: pages of the model file mapped in place (contiguous slices in a type whose kernels read
- * the file's layout), a repacked buffer (types for which ggml has an interleaved layout that its kernels prefer), or plain memory (slices cut across rows).
- * Files are read with pread for the latter two, so that a weight never occupies memory twice.
+ * A shard's weights as ggml tensors. Each lands in one of three places: pages of the model file
+ * mapped in place (contiguous slices in a type whose kernels read the file's layout), a repacked
+ * buffer (types for which ggml has an interleaved layout that its kernels prefer), or plain memory
+ * (slices cut across rows). Files are read with pread for the latter two, so that a weight never
+ * occupies memory twice.
  *
  * Thread: loading by one thread; afterwards immutable.
  */
@@ -29,8 +31,10 @@ struct weights {
     uint64_t bytes_mapped, bytes_repacked, bytes_plain;
 };
 
-/* Loads every slice that the shard needs. Errors: E_IO, E_NOMEM, E_UNSUPPORTED. Owns: the caller, weights_done. */
-int weights_load(struct weights *w, const struct model *m, const struct shard *s, bool repack, struct error *err);
+/* Loads every slice that the shard needs. Errors: E_IO, E_NOMEM, E_UNSUPPORTED. Owns: the caller,
+ * weights_done. */
+int weights_load(struct weights *w, const struct model *m, const struct shard *s, bool repack,
+                 struct error *err);
 void weights_done(struct weights *w);
 
 #endif

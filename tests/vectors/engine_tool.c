@@ -1,10 +1,13 @@
 /*
  * Runs token ids through the engine, teacher-forced, for tests that compare numbers:
  *
- *   engine_tool MODEL IN OUT [--split TEXT] [--ranks N] [--batch N] [--threads N] [--no-repack] [--rows] [--one-by-one N]
+ *   engine_tool MODEL IN OUT [--split TEXT] [--ranks N] [--batch N] [--threads N] [--no-repack]
+ * [--rows] [--one-by-one N]
  *
- * IN: token ids, i32. OUT: logits of every token, f32 [n_tokens][n_vocab]; with --rows instead, for every token, struct step_row (i32 argmax, f32 its logit, f32 the second
- * best). Ranks are threads over the local back end. --one-by-one N: the last N tokens go through one at a time, as in decoding.
+ * IN: token ids, i32. OUT: logits of every token, f32 [n_tokens][n_vocab]; with --rows instead, for
+ * every token, struct step_row (i32 argmax, f32 its logit, f32 the second best). Ranks are threads
+ * over the local back end. --one-by-one N: the last N tokens go through one at a time, as in
+ * decoding.
  */
 #include "engine/engine.h"
 
@@ -32,12 +35,14 @@ struct rank {
     struct error err;
 };
 
-static void keep_rows(const struct job *job, struct engine *e, uint32_t first, const struct step_result *result)
+static void keep_rows(const struct job *job, struct engine *e, uint32_t first,
+                      const struct step_result *result)
 {
     uint32_t n_vocab = job->model->config.n_vocab;
     for (uint32_t i = 0; i < result->n_rows; i++) {
         if (job->rows_only) {
-            memcpy(job->out + (first + i) * sizeof(struct step_row), &result->rows[i], sizeof(struct step_row));
+            memcpy(job->out + (first + i) * sizeof(struct step_row), &result->rows[i],
+                   sizeof(struct step_row));
             continue;
         }
         struct range vocab;
@@ -75,10 +80,13 @@ static int run(struct rank *r)
     }
     struct engine_timing timing;
     engine_get_timing(e, &timing);
-    fprintf(stderr, "rank %u: weights %.1f MB (mapped %.1f, repacked %.1f), %llu steps, %.1f ms, comm %.1f ms, sample %.1f ms\n",
+    fprintf(stderr,
+            "rank %u: weights %.1f MB (mapped %.1f, repacked %.1f), %llu steps, %.1f ms, comm %.1f "
+            "ms, sample %.1f ms\n",
             r->index, (double)info.weight_bytes / 1e6, (double)info.weight_bytes_mapped / 1e6,
-            (double)info.weight_bytes_repacked / 1e6, (unsigned long long)timing.n_steps, (double)timing.step_ns / 1e6,
-            (double)timing.comm_ns / 1e6, (double)timing.sample_ns / 1e6);
+            (double)info.weight_bytes_repacked / 1e6, (unsigned long long)timing.n_steps,
+            (double)timing.step_ns / 1e6, (double)timing.comm_ns / 1e6,
+            (double)timing.sample_ns / 1e6);
     engine_close(e);
     return rc;
 }
@@ -139,14 +147,16 @@ int main(int argc, char **argv)
     int32_t *tokens = read_file(argv[2], &in_bytes);
     if (tokens == NULL || model_open(argv[1], &model, &err) != 0 ||
         split_parse(split, n_ranks, model->config.n_layer, NULL, &job.split, &err) != 0) {
-        fprintf(stderr, "engine_tool: %s\n", tokens == NULL ? "cannot read the tokens" : err.message);
+        fprintf(stderr, "engine_tool: %s\n",
+                tokens == NULL ? "cannot read the tokens" : err.message);
         return 66;
     }
     job.model = model;
     job.tokens = tokens;
     job.n_tokens = (uint32_t)(in_bytes / sizeof(int32_t));
     job.options.n_ctx = job.n_tokens;
-    size_t row_bytes = job.rows_only ? sizeof(struct step_row) : model->config.n_vocab * sizeof(float);
+    size_t row_bytes =
+        job.rows_only ? sizeof(struct step_row) : model->config.n_vocab * sizeof(float);
     job.out = calloc(job.n_tokens, row_bytes);
 
     struct comm *comms[LIMIT_RANKS] = {0};
