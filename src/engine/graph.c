@@ -86,14 +86,11 @@ static struct ggml_tensor *build_heads(struct build *x, struct ggml_tensor *cur,
 static struct ggml_tensor *build_rope(struct build *x, struct ggml_tensor *heads, uint32_t layer)
 {
     const struct model *m = x->b->model;
-    /* The local base of sliding-window layers goes with unscaled positions (Gemma 3 report, section
-     * 2). */
-    bool is_local = model_layer_has_window(m, layer) && m->arch->rope_base_local != 0;
     return ggml_rope_ext(x->ctx, heads, x->g->positions, x->b->weights->global[ROLE_ROPE_FACTORS],
                          (int)x->config->n_rot,
                          m->arch->rope == ARCH_ROPE_NEOX ? GGML_ROPE_TYPE_NEOX : 0,
                          (int)x->config->n_ctx_train, model_layer_rope_base(m, layer),
-                         is_local ? 1.0f : x->config->rope_scale, 0.0f, 1.0f, 32.0f, 1.0f);
+                         model_layer_rope_scale(m, layer), 0.0f, 1.0f, 32.0f, 1.0f);
 }
 
 /* Attention of one part: rows [row, row + n) of q against its slot's cells. Returns [n][n_heads *

@@ -22,6 +22,9 @@ struct arch {
     uint32_t window_pattern; /* every n-th layer is global, the others see a sliding window; 0: all
                                 global */
     float rope_base_local;   /* rope base of the sliding-window layers; 0: as the others */
+    /* A model of this many layers scales q.k by (n_embd / n_head)^-1/2 instead of head_dim^-1/2:
+     * files do not carry that fact. 0: none does. */
+    uint32_t embd_attn_scale_layers;
 };
 
 /* NULL when there is no such row. */

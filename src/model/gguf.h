@@ -69,6 +69,9 @@ void gguf_file_close(struct gguf_file *f); /* NULL is fine */
 const char *gguf_file_path(const struct gguf_file *f); /* "" when parsed from memory */
 uint64_t gguf_file_size(const struct gguf_file *f);    /* bytes of the whole file */
 uint64_t gguf_file_data_offset(const struct gguf_file *f);
+/* The header's bytes: everything before the padding that precedes tensor data. Borrows from the
+ * file. */
+const void *gguf_file_header(const struct gguf_file *f, size_t *ret_size);
 
 size_t gguf_file_n_values(const struct gguf_file *f);
 const struct gguf_value *gguf_file_value(const struct gguf_file *f, size_t index);

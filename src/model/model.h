@@ -19,7 +19,7 @@ enum role {
     ROLE_OUTPUT_NORM,  /* [n_embd]              last stage */
     ROLE_OUTPUT,       /* [n_embd, n_vocab]     rows split by vocabulary; absent when tied to
                           ROLE_TOKEN_EMBD */
-    ROLE_ROPE_FACTORS, /* [head_dim/2]          optional; replicated */
+    ROLE_ROPE_FACTORS, /* [n_rot/2]             optional; replicated */
     ROLE_ATTN_NORM,
     ROLE_ATTN_POST_NORM,
     ROLE_FFN_NORM,
@@ -39,18 +39,20 @@ enum role {
     ROLE_FFN_DOWN, /* [n_ff, n_embd]                  columns split by feed-forward block; partial
                       sums follow */
     ROLE_COUNT,
+    ROLE_FIRST_OF_LAYER = ROLE_ATTN_NORM, /* roles before it are global */
 };
-enum { ROLE_FIRST_OF_LAYER = ROLE_ATTN_NORM };
 
 struct model_config {
     uint32_t n_layer, n_embd, n_ff, n_head, n_head_kv, head_dim, n_vocab, n_ctx_train;
     uint32_t n_rot;  /* dimensions of a head that rope turns */
-    uint32_t window; /* tokens a sliding-window layer sees; 0 when there is none */
-    float norm_eps;  /* of RMS norms */
+    uint32_t window; /* tokens a sliding-window layer sees, itself included; 0 when there is none */
+    uint32_t window_pattern; /* every n-th layer is global, the others have the window; 0: none */
+    float norm_eps;          /* of RMS norms */
     float rope_base;
-    float rope_scale; /* positions are multiplied by this (1 / linear scaling factor) */
-    float attn_scale; /* factor of q.k */
-    float embd_scale; /* 1, or sqrt(n_embd) */
+    float rope_base_local; /* of the sliding-window layers */
+    float rope_scale;      /* positions are multiplied by this (1 / linear scaling factor) */
+    float attn_scale;      /* factor of q.k */
+    float embd_scale;      /* 1, or sqrt(n_embd) */
 };
 
 struct model {
@@ -75,6 +77,9 @@ void model_close(struct model *m);
 const struct gguf_tensor *model_output(const struct model *m);
 bool model_layer_has_window(const struct model *m, uint32_t layer);
 float model_layer_rope_base(const struct model *m, uint32_t layer);
+/* config.rope_scale, but 1 for sliding-window layers with a rope base of their own: those are never
+ * stretched. */
+float model_layer_rope_scale(const struct model *m, uint32_t layer);
 const char *role_name(enum role role);
 /* Bytes of weights of one layer, and of a KV cache entry (one token, one layer, f16), unsplit. */
 uint64_t model_layer_bytes(const struct model *m, uint32_t layer);

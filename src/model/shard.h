@@ -4,9 +4,10 @@
  *
  * Slices follow roles (model/model.h). A slice is a whole number of units: a unit is the smallest
  * run that is whole in KV-head groups (or feed-forward rows, or vocabulary rows) and in
- * quantization blocks of the tensors that are cut across rows. Slices may be uneven and empty. The
- * remainder of an uneven split rotates over the layers, so that rounding evens out. Everything is a
- * function of (model, split): all ranks compute the same. Thread: any.
+ * quantization blocks of the tensors that are cut across rows; the last unit is shorter when they
+ * do not divide evenly. Slices may be uneven and empty. The remainder of an uneven split rotates
+ * over the layers, so that rounding evens out. Everything is a function of (model, split): all
+ * ranks compute the same. Thread: any.
  */
 #ifndef SHOAL_MODEL_SHARD_H
 #define SHOAL_MODEL_SHARD_H
@@ -84,7 +85,8 @@ void shard_done(struct shard *s);
  * tied output head, ROLE_OUTPUT gives rows of the token embedding. */
 bool shard_slice(const struct shard *s, const struct model *m, enum role role, uint32_t layer,
                  struct tensor_slice *ret_slice);
-/* Sum of all slices, and bytes of its KV cache per token (f16). */
+/* Sum of all slices (rows of a tied output head count again beside the embedding), and bytes of its
+ * KV cache per token (f16). */
 uint64_t shard_weight_bytes(const struct shard *s, const struct model *m);
 uint64_t shard_kv_token_bytes(const struct shard *s, const struct model *m);
 
