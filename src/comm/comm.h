@@ -7,7 +7,7 @@
  * the same values on every rank, so all ranks hold the same bits, whatever the transport and the
  * algorithm. A failure (peer lost, timeout, malformed frame, abort) is an error to the caller
  * within timeout_ms, never a hang; after it the comm is broken: every later call fails at once with
- * the same error.
+ * the same error. Arguments that cannot be meant (E_INVALID, E_LIMIT) break nothing.
  *
  * Waiting: spin for spin_us, then sleep in poll. Thread: one thread per comm, except comm_abort,
  * which any thread may call.
@@ -26,7 +26,9 @@ struct comm; /* one rank's place */
 
 struct comm_options {
     uint32_t timeout_ms; /* 0: COMM_TIMEOUT_MS */
-    uint32_t spin_us;    /* how long to spin before sleeping; UINT32_MAX: the back end's default */
+    uint32_t spin_us;    /* how long to spin before sleeping; 0: never; UINT32_MAX: the back end's
+                            default */
+    uint32_t connect_timeout_ms; /* tcp; 0: COMM_CONNECT_TIMEOUT_MS */
 };
 
 struct comm_stats {
@@ -64,8 +66,9 @@ int comm_broadcast(struct comm *c, struct comm_group g, const void *data, size_t
  * that does not contribute (an empty slice) sends no values and its x need not be cleared. */
 int comm_all_reduce_f32(struct comm *c, struct comm_group g, uint64_t mask, float *x, size_t n,
                         struct error *err);
-/* The same in two halves: start sends this rank's values (x may not change until finish), finish
- * waits and leaves the sum in x. At most one is under way. */
+/* The same in two halves: start sends this rank's values as far as that goes without waiting (x may
+ * not change until finish), finish waits and leaves the sum in x. At most one is under way; between
+ * the halves every other operation of this comm is E_INVALID. */
 int comm_all_reduce_f32_start(struct comm *c, struct comm_group g, uint64_t mask, float *x,
                               size_t n, struct error *err);
 int comm_all_reduce_f32_finish(struct comm *c, struct error *err);
@@ -87,14 +90,19 @@ int comm_local_new(uint32_t n, const struct comm_options *options, struct comm *
                    struct error *err);
 
 /* TCP between processes. First listen (port 0: any free one), then tell the others the address,
- * then connect: ranks of higher number connect to lower ones. Both sides show the 32-byte instance
- * key (random; never logged) and the 32-byte program hash (version, model, split, wire type): a
- * stranger, or a rank that would run another program, is refused and counted, and the listener goes
- * on waiting for the right one. */
+ * then connect: ranks of higher number connect to lower ones. Both sides prove that they hold the
+ * 32-byte instance key (random; never sent, never logged): a stranger is refused and counted, and
+ * the listener goes on waiting for the right one. A true rank whose 32-byte program hash (version,
+ * model, split, wire type) differs ends the connecting of both with E_PROTOCOL: waiting would not
+ * mend it. What follows is neither encrypted nor signed: keep the links in a network that you
+ * trust. */
 struct comm_tcp_listener;
 int comm_tcp_listen(const char *host, uint16_t port, struct comm_tcp_listener **ret_listener,
                     uint16_t *ret_port, struct error *err);
 void comm_tcp_listener_close(struct comm_tcp_listener *l);
+/* Connections that were turned away so far: strangers, wrong keys, wrong ranks, silence. Thread:
+ * any. */
+uint64_t comm_tcp_listener_refused(const struct comm_tcp_listener *l);
 
 struct comm_tcp_peer {
     char host[64]; /* numeric address */

@@ -1,0 +1,301 @@
+/* The back end over TCP: one connection for each pair of ranks, never blocking. */
+#include "comm/tcp.h"
+
+#include "comm/transport.h"
+#include "comm/wake.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* How long to spin on the sockets before sleeping: longer than the ranks of a group usually differ
+ * within a layer. */
+enum { SPIN_US = 1000 };
+/* Asked for as socket buffers, so that a started all-reduce leaves while its caller computes. */
+enum { SOCKET_BUFFER_BYTES = 4 << 20 };
+
+struct tcp {
+    struct transport base;
+    uint32_t rank, n_ranks;
+    struct wake wake;
+    int fds[]; /* [n_ranks], -1: our own place, or closed */
+};
+
+/* ---- addresses and socket options ---- */
+
+void tcp_address_text(const struct sockaddr_storage *a, char out[ADDRESS_TEXT_BYTES])
+{
+    char host[INET6_ADDRSTRLEN] = "?";
+    if (a->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)(const void *)a;
+        inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof(host));
+        snprintf(out, ADDRESS_TEXT_BYTES, "[%s]:%u", host, ntohs(in6->sin6_port));
+    } else {
+        const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)a;
+        inet_ntop(AF_INET, &in->sin_addr, host, sizeof(host));
+        snprintf(out, ADDRESS_TEXT_BYTES, "%s:%u", host, ntohs(in->sin_port));
+    }
+}
+
+int tcp_address_parse(const char *host, uint16_t port, struct sockaddr_storage *ret_address,
+                      socklen_t *ret_len, struct error *err)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
+                             .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
+    struct addrinfo *found = NULL;
+    char service[8];
+    snprintf(service, sizeof(service), "%u", port);
+    int r = host[0] == '\0' ? EAI_NONAME : getaddrinfo(host, service, &hints, &found);
+    if (r != 0)
+        return error_set(err, E_INVALID, "'%.64s' is not a numeric IPv4 or IPv6 address", host);
+    memset(ret_address, 0, sizeof(*ret_address));
+    memcpy(ret_address, found->ai_addr, found->ai_addrlen);
+    *ret_len = found->ai_addrlen;
+    freeaddrinfo(found);
+    return 0;
+}
+
+int tcp_set_nonblocking(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
+        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+        return E_IO;
+    return 0;
+}
+
+static void set_option(int fd, int level, int name, int value)
+{
+    setsockopt(fd, level, name, &value, sizeof(value));
+}
+
+/* Setting a buffer's size switches the kernel's own tuning off, which is the better choice where
+ * the system's limit for set sizes is low (a common default is 208 KiB, while tuning goes to
+ * megabytes). So it is tried on a socket that nobody uses. */
+static bool buffers_may_grow(int family, int name)
+{
+    int fd = socket(family, SOCK_STREAM, 0), value = SOCKET_BUFFER_BYTES;
+    if (fd < 0)
+        return false;
+    socklen_t len = sizeof(value);
+    bool big = setsockopt(fd, SOL_SOCKET, name, &value, len) == 0 &&
+               getsockopt(fd, SOL_SOCKET, name, &value, &len) == 0 && value >= SOCKET_BUFFER_BYTES;
+    close(fd);
+    return big;
+}
+
+void tcp_tune(int fd)
+{
+    struct sockaddr_storage a;
+    socklen_t len = sizeof(a);
+    if (getsockname(fd, (struct sockaddr *)&a, &len) == 0) {
+        if (buffers_may_grow(a.ss_family, SO_SNDBUF))
+            set_option(fd, SOL_SOCKET, SO_SNDBUF, SOCKET_BUFFER_BYTES);
+        if (buffers_may_grow(a.ss_family, SO_RCVBUF))
+            set_option(fd, SOL_SOCKET, SO_RCVBUF, SOCKET_BUFFER_BYTES);
+    }
+    set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    /* A rank that waits without limit for its next step plan learns of a host that vanished. */
+    set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+#ifdef TCP_KEEPIDLE
+    set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, 5);
+    set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, 2);
+    set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
+#endif
+}
+
+/* ---- moving bytes ---- */
+
+static int lost(uint32_t peer, const char *why, struct error *err)
+{
+    return error_set(err, E_PEERLOST, "rank %u is gone (%s)", peer, why);
+}
+
+static int check_moved(ssize_t n, uint32_t peer, size_t *ret_moved, struct error *err)
+{
+    *ret_moved = 0;
+    if (n >= 0) {
+        *ret_moved = (size_t)n;
+        return 0;
+    }
+    if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR || errno == ENOBUFS)
+        return 0;
+    return lost(peer, strerror(errno), err);
+}
+
+static int try_send(struct transport *t, uint32_t peer, const struct iovec *iov, int n_iov,
+                    size_t *ret_moved, struct error *err)
+{
+    struct tcp *tcp = (struct tcp *)t;
+    struct msghdr m = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n_iov};
+    return check_moved(sendmsg(tcp->fds[peer], &m, MSG_NOSIGNAL | MSG_DONTWAIT), peer, ret_moved,
+                       err);
+}
+
+static int try_recv(struct transport *t, uint32_t peer, const struct iovec *iov, int n_iov,
+                    size_t *ret_moved, struct error *err)
+{
+    struct tcp *tcp = (struct tcp *)t;
+    struct msghdr m = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n_iov};
+    ssize_t n = recvmsg(tcp->fds[peer], &m, MSG_DONTWAIT);
+    if (n == 0)
+        return lost(peer, "it closed the connection", err);
+    return check_moved(n, peer, ret_moved, err);
+}
+
+static int sleep_until(struct transport *t, uint64_t receiving, uint64_t sending, int timeout_ms,
+                       struct error *err)
+{
+    struct tcp *tcp = (struct tcp *)t;
+    struct pollfd fds[LIMIT_RANKS + 1];
+    nfds_t n = 0;
+    for (uint64_t peers = receiving | sending; peers != 0; peers &= peers - 1) {
+        uint32_t peer = (uint32_t)__builtin_ctzll(peers);
+        fds[n].fd = tcp->fds[peer];
+        fds[n++].events =
+            (short)((receiving >> peer & 1 ? POLLIN : 0) | (sending >> peer & 1 ? POLLOUT : 0));
+    }
+    fds[n].fd = tcp->wake.fd;
+    fds[n++].events = POLLIN;
+    if (poll(fds, n, timeout_ms) < 0 && errno != EINTR)
+        return error_set(err, E_IO, "poll: %s", strerror(errno));
+    return 0;
+}
+
+static void wake(struct transport *t)
+{
+    wake_signal(&((struct tcp *)t)->wake);
+}
+
+static void close_all(struct transport *t)
+{
+    struct tcp *tcp = (struct tcp *)t;
+    for (uint32_t i = 0; i < tcp->n_ranks; i++) {
+        if (tcp->fds[i] >= 0)
+            close(tcp->fds[i]);
+        tcp->fds[i] = -1;
+    }
+}
+
+static void free_tcp(struct transport *t)
+{
+    struct tcp *tcp = (struct tcp *)t;
+    close_all(t);
+    wake_done(&tcp->wake);
+    free(tcp);
+}
+
+static const struct transport_ops tcp_ops = {
+    .name = "tcp",
+    .try_send = try_send,
+    .try_recv = try_recv,
+    .wait = sleep_until,
+    .wake = wake,
+    .shutdown = close_all,
+    .free = free_tcp,
+};
+
+/* ---- making one ---- */
+
+int comm_tcp_listen(const char *host, uint16_t port, struct comm_tcp_listener **ret_listener,
+                    uint16_t *ret_port, struct error *err)
+{
+    struct sockaddr_storage a;
+    socklen_t len;
+    int r = tcp_address_parse(host, port, &a, &len, err);
+    if (r != 0)
+        return r;
+    struct comm_tcp_listener *l = calloc(1, sizeof(*l));
+    if (l == NULL)
+        return error_set(err, E_NOMEM, "no memory for a listener");
+    l->fd = socket(a.ss_family, SOCK_STREAM, 0);
+    if (l->fd >= 0)
+        set_option(l->fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    if (l->fd < 0 || tcp_set_nonblocking(l->fd) != 0 ||
+        bind(l->fd, (struct sockaddr *)&a, len) != 0 || listen(l->fd, LIMIT_HANDSHAKES) != 0 ||
+        getsockname(l->fd, (struct sockaddr *)&a, &len) != 0) {
+        r = error_set(err, E_IO, "cannot listen on %s port %u: %s", host, port, strerror(errno));
+        comm_tcp_listener_close(l);
+        return r;
+    }
+    *ret_listener = l;
+    *ret_port = ntohs(a.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)(void *)&a)->sin6_port
+                                              : ((struct sockaddr_in *)(void *)&a)->sin_port);
+    return 0;
+}
+
+void comm_tcp_listener_close(struct comm_tcp_listener *l)
+{
+    if (l == NULL)
+        return;
+    if (l->fd >= 0)
+        close(l->fd);
+    free(l);
+}
+
+uint64_t comm_tcp_listener_refused(const struct comm_tcp_listener *l)
+{
+    return atomic_load_explicit(&l->n_refused, memory_order_relaxed);
+}
+
+/* Ranks on this machine, as far as their addresses tell. */
+static uint32_t count_neighbours(const struct tcp *tcp)
+{
+    uint32_t n = 1;
+    for (uint32_t i = 0; i < tcp->n_ranks; i++) {
+        struct sockaddr_storage ours, theirs;
+        socklen_t our_len = sizeof(ours), their_len = sizeof(theirs);
+        if (tcp->fds[i] < 0 || getsockname(tcp->fds[i], (struct sockaddr *)&ours, &our_len) != 0 ||
+            getpeername(tcp->fds[i], (struct sockaddr *)&theirs, &their_len) != 0)
+            continue;
+        const struct sockaddr_in *a = (void *)&ours, *b = (void *)&theirs;
+        const struct sockaddr_in6 *a6 = (void *)&ours, *b6 = (void *)&theirs;
+        n += ours.ss_family == AF_INET6
+                 ? memcmp(&a6->sin6_addr, &b6->sin6_addr, sizeof(a6->sin6_addr)) == 0
+                 : a->sin_addr.s_addr == b->sin_addr.s_addr;
+    }
+    return n;
+}
+
+int comm_tcp_connect(struct comm_tcp_listener *l, uint32_t rank, uint32_t n_ranks,
+                     const struct comm_tcp_peer *peers, const uint8_t key[32],
+                     const uint8_t program_hash[32], const struct comm_options *options,
+                     struct comm **ret_comm, struct error *err)
+{
+    if (n_ranks < 1 || n_ranks > LIMIT_RANKS || rank >= n_ranks)
+        return error_set(err, E_INVALID, "rank %u of %u: there are 1 to %d ranks", rank, n_ranks,
+                         LIMIT_RANKS);
+    struct tcp *tcp = calloc(1, sizeof(*tcp) + n_ranks * sizeof(tcp->fds[0]));
+    if (tcp == NULL)
+        return error_set(err, E_NOMEM, "no memory for %u connections", n_ranks);
+    tcp->base.ops = &tcp_ops;
+    tcp->rank = rank;
+    tcp->n_ranks = n_ranks;
+    for (uint32_t i = 0; i < n_ranks; i++)
+        tcp->fds[i] = -1;
+    int r = wake_init(&tcp->wake, err);
+    if (r != 0) {
+        free(tcp);
+        return r;
+    }
+    struct tcp_identity me = {rank, n_ranks, key, program_hash};
+    uint32_t timeout_ms = options != NULL && options->connect_timeout_ms != 0
+                              ? options->connect_timeout_ms
+                              : COMM_CONNECT_TIMEOUT_MS;
+    r = tcp_gather(l, &me, peers, timeout_ms, tcp->fds, err);
+    if (r == 0)
+        r = comm_new(&tcp->base, rank, n_ranks, count_neighbours(tcp), options, SPIN_US, ret_comm,
+                     err);
+    if (r != 0)
+        free_tcp(&tcp->base);
+    return r;
+}

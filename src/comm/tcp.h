@@ -1,0 +1,45 @@
+/* Between tcp.c (sockets that are connected) and tcp_gather.c (how they come to be). */
+#ifndef SHOAL_COMM_TCP_H
+#define SHOAL_COMM_TCP_H
+
+#include "comm/comm.h"
+
+#include <sys/socket.h>
+
+/* An accepted connection that has not shown who it is after this long is a stranger. */
+enum { HANDSHAKE_TIMEOUT_MS = 3000 };
+/* Accepted connections that have yet to show who they are; the oldest makes room for a new one. A
+ * true rank needs milliseconds. */
+enum { LIMIT_HANDSHAKES = 64 };
+/* Between two attempts to connect to a rank that is not there yet. */
+enum { CONNECT_RETRY_MS = 50 };
+
+struct comm_tcp_listener {
+    int fd;
+    _Atomic uint64_t n_refused;
+};
+
+/* Room for "[address]:port". */
+enum { ADDRESS_TEXT_BYTES = 80 };
+void tcp_address_text(const struct sockaddr_storage *a, char out[ADDRESS_TEXT_BYTES]);
+/* Errors: E_INVALID. */
+int tcp_address_parse(const char *host, uint16_t port, struct sockaddr_storage *ret_address,
+                      socklen_t *ret_len, struct error *err);
+/* Big buffers, no delay, keep-alive. */
+void tcp_tune(int fd);
+int tcp_set_nonblocking(int fd);
+
+/* What one rank shows and expects. */
+struct tcp_identity {
+    uint32_t rank, n_ranks;
+    const uint8_t *key;          /* [32] */
+    const uint8_t *program_hash; /* [32] */
+};
+
+/* Connects to all lower ranks and accepts all higher ones; fds[n_ranks] get the connected sockets,
+ * -1 in our own place. On failure none is left open. Errors: E_TIMEOUT (says who is missing),
+ * E_PROTOCOL, E_INVALID, E_NOMEM, E_IO. */
+int tcp_gather(struct comm_tcp_listener *l, const struct tcp_identity *me,
+               const struct comm_tcp_peer *peers, uint32_t timeout_ms, int *fds, struct error *err);
+
+#endif
