@@ -24,7 +24,11 @@ void stop_matcher_free(struct stop_matcher *m);
  * the text wins; of those that start together, the one that completes first. */
 int stop_matcher_push(struct stop_matcher *m, const char *text, size_t len, struct buf *out,
                       bool *ret_stopped, size_t *ret_index);
-/* End of stream: appends what was held back. */
+/* End of stream: appends what was held back. A stop string may turn out to be complete only here:
+ * one inside the beginning of another that began earlier ("bc" in the text "abc", with "abcd" and
+ * "bc"); ask stop_matcher_stopped() then. */
 int stop_matcher_finish(struct stop_matcher *m, struct buf *out);
+/* Whether a stop string was found, and which (*ret_index, may be NULL). */
+bool stop_matcher_stopped(const struct stop_matcher *m, size_t *ret_index);
 
 #endif
