@@ -1,6 +1,7 @@
 /*
  * The HTTP API of a node: OpenAI chat completions and models, health, cluster state; over one libuv
- * loop. Thread: the loop's.
+ * loop. The process must ignore SIGPIPE: libuv writes to sockets whose reader may be gone. Thread:
+ * the loop's.
  */
 #ifndef SHOAL_API_API_H
 #define SHOAL_API_API_H

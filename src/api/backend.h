@@ -55,6 +55,10 @@ struct api_backend {
     const struct api_model *(*model_at)(void *self, uint32_t index);
     /* NULL when unknown. Names match exactly; the API has already trimmed nothing. */
     const struct api_model *(*model_find)(void *self, const char *id);
+    /* Keeps a model from being freed while a request uses its tokenizer in the thread pool. Both
+     * may be NULL when models stay as long as the backend. */
+    void (*model_ref)(void *self, const struct api_model *model);
+    void (*model_unref)(void *self, const struct api_model *model);
     /* Starts a generation. Returns 0 and an id (never 0), or an error (E_BUSY when queues are full,
      * E_UNAVAILABLE when the model is not ready): then no event follows. */
     int (*submit)(void *self, const struct api_generation *g,
