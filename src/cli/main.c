@@ -1,4 +1,101 @@
-int main(void)
+#include "base/log.h"
+#include "cli/cli.h"
+#include "runner/runner.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Every verb of the program, in the order of the help. A verb without help is for our own use. */
+static const struct verb {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help;
+} verbs[] = {
+    {"run", cli_run, "answer one prompt with a model, on this computer alone"},
+    {"bench", cli_bench, "measure prefill and decode speed of a model on this computer"},
+    {"serve", cli_serve, "be a node: serve the API, and a model over the connected nodes"},
+    {"local", cli_local, "start several nodes on this computer, as a cluster to try out"},
+    {"status", cli_status, "show the nodes, models and shards of a cluster"},
+    {"chat", cli_chat, "talk to a model that a cluster serves"},
+    {"runner", cli_runner, NULL},
+};
+enum { N_VERBS = sizeof(verbs) / sizeof(verbs[0]) };
+
+static void print_help(FILE *out)
 {
-    return 0;
+    fprintf(out, "shoal: turns the computers you own into one server for language models\n\n"
+                 "usage: shoal VERB ...\n\n");
+    for (size_t i = 0; i < N_VERBS; i++)
+        if (verbs[i].help != NULL)
+            fprintf(out, "  %-8s %s\n", verbs[i].name, verbs[i].help);
+    fprintf(out, "\n`shoal VERB --help` says more. SHOAL_LOG=debug shows what happens inside.\n");
+}
+
+/* Edits that turn a into b (Levenshtein), for short words. */
+static size_t edit_distance(const char *a, const char *b)
+{
+    enum { WORD_MAX = 32 };
+    size_t row[WORD_MAX + 1];
+    size_t n_a = strlen(a), n_b = strlen(b);
+    if (n_a > WORD_MAX || n_b > WORD_MAX)
+        return WORD_MAX;
+    for (size_t j = 0; j <= n_b; j++)
+        row[j] = j;
+    for (size_t i = 1; i <= n_a; i++) {
+        size_t diagonal = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= n_b; j++) {
+            size_t best = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            if (row[j] + 1 < best)
+                best = row[j] + 1;
+            if (row[j - 1] + 1 < best)
+                best = row[j - 1] + 1;
+            row[j] = best;
+        }
+    }
+    return row[n_b];
+}
+
+static int refuse_verb(const char *name)
+{
+    const char *nearest = NULL;
+    size_t distance = 3; /* further away it is not a typing mistake */
+    for (size_t i = 0; i < N_VERBS; i++) {
+        size_t d = edit_distance(name, verbs[i].name);
+        if (verbs[i].help != NULL && d < distance) {
+            nearest = verbs[i].name;
+            distance = d;
+        }
+    }
+    fprintf(stderr, "shoal: there is no verb '%s'", name);
+    if (nearest != NULL)
+        fprintf(stderr, "; did you mean '%s'?", nearest);
+    fprintf(stderr, "\nTry `shoal --help`.\n");
+    return error_exit_code(E_INVALID);
+}
+
+int main(int argc, char **argv)
+{
+    struct error err = {0};
+    if (log_configure(getenv("SHOAL_LOG"), &err) != 0)
+        return cli_fail(&err);
+    if (argc < 2) {
+        print_help(stderr);
+        return error_exit_code(E_INVALID);
+    }
+    const char *name = argv[1];
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+        print_help(stdout);
+        return 0;
+    }
+    if (strcmp(name, "--version") == 0) {
+        printf("shoal %s\n", SHOAL_VERSION);
+        return 0;
+    }
+    for (size_t i = 0; i < N_VERBS; i++)
+        if (strcmp(name, verbs[i].name) == 0)
+            return verbs[i].run(argc - 1, argv + 1);
+    return refuse_verb(name);
 }

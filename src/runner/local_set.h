@@ -22,8 +22,8 @@ struct local_set_options {
     bool processes;    /* child processes and tcp; otherwise threads and local */
     bool pin;          /* rank r on processor r modulo their number */
     struct engine_options engine;
-    const char *program; /* this program's path, for child processes: started as `program runner`
-                            with the link on descriptor 3 */
+    const char *program; /* path of the program that child processes run as `program runner`, with
+                            the link on descriptor 3; NULL: this one */
 };
 
 /* Starts and loads all ranks; returns when all are ready. Errors: what a rank reported; E_PEERLOST
@@ -42,6 +42,7 @@ int local_set_ping(struct local_set *s, uint32_t rank, struct message_pong *ret_
                    struct error *err);
 const struct message_ready *local_set_ready(const struct local_set *s, uint32_t rank);
 uint32_t local_set_n_ranks(const struct local_set *s);
+const struct split *local_set_split(const struct local_set *s);
 /* Stops all ranks and waits for them (killed after 2 s). NULL is fine. */
 void local_set_stop(struct local_set *s);
 

@@ -11,6 +11,11 @@
 #include "base/error.h"
 #include "comm/comm.h"
 
+/* Ranks of different versions do not run the same program and refuse each other. */
+#ifndef SHOAL_VERSION
+#define SHOAL_VERSION "0.1.0"
+#endif
+
 /* Serves control_fd (a connected stream socket, taken) until it ends. local_comm: this rank's comm
  * when all ranks are threads of this process (taken; LISTENING and CONNECT are then only
  * formalities), NULL for tcp. Returns 0 after STOP or a closed link, else the error that was

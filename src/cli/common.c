@@ -1,0 +1,96 @@
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int cli_fail(const struct error *err)
+{
+    fprintf(stderr, "shoal: %s\n", err->message[0] != '\0' ? err->message : error_text(err->code));
+    return error_exit_code(err->code);
+}
+
+int cli_parse_u64(const char *option, const char *text, uint64_t *ret, struct error *err)
+{
+    char *end;
+    errno = 0;
+    unsigned long long v = strtoull(text, &end, 10);
+    /* strtoull takes signs and spaces; a number here begins with a digit. */
+    if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0)
+        return error_set(err, E_INVALID, "%s: '%s' is not a whole number", option, text);
+    *ret = v;
+    return 0;
+}
+
+int cli_parse_u32(const char *option, const char *text, uint32_t min, uint32_t max, uint32_t *ret,
+                  struct error *err)
+{
+    uint64_t v;
+    int rc = cli_parse_u64(option, text, &v, err);
+    if (rc != 0)
+        return rc;
+    if (v < min || v > max)
+        return error_set(err, E_INVALID, "%s: %s is not between %u and %u", option, text, min, max);
+    *ret = (uint32_t)v;
+    return 0;
+}
+
+int cli_parse_float(const char *option, const char *text, float min, float max, float *ret,
+                    struct error *err)
+{
+    char *end;
+    float v = strtof(text, &end);
+    if (end == text || *end != '\0' || !isfinite(v) || v < min || v > max)
+        return error_set(err, E_INVALID, "%s: '%s' is not a number between %g and %g", option, text,
+                         (double)min, (double)max);
+    *ret = v;
+    return 0;
+}
+
+int cli_parse_comm(const char *text, bool *ret_processes, struct error *err)
+{
+    if (strcmp(text, "tcp") != 0 && strcmp(text, "local") != 0)
+        return error_set(err, E_INVALID,
+                         "--comm: '%s' is unknown: use tcp (processes) or local (threads)", text);
+    *ret_processes = strcmp(text, "tcp") == 0;
+    return 0;
+}
+
+static int join_path(char *ret_path, size_t size, const char *folder, const char *below,
+                     const char *name, struct error *err)
+{
+    int n = snprintf(ret_path, size, "%s%s/shoal/models/%s.gguf", folder, below, name);
+    return n < 0 || (size_t)n >= size
+               ? error_set(err, E_LIMIT, "the model's path is longer than %zu bytes", size - 1)
+               : 0;
+}
+
+int cli_find_model(const char *name, char *ret_path, size_t size, struct error *err)
+{
+    if (access(name, F_OK) == 0) {
+        int n = snprintf(ret_path, size, "%s", name);
+        return n < 0 || (size_t)n >= size
+                   ? error_set(err, E_LIMIT, "the model's path is longer than %zu bytes", size - 1)
+                   : 0;
+    }
+    const char *data = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
+    /* A name with a slash is a path and nothing else. */
+    if (strchr(name, '/') != NULL || ((data == NULL || data[0] != '/') && home == NULL))
+        return error_set(err, E_NOTFOUND, "there is no model file %s", name);
+    int rc = data != NULL && data[0] == '/'
+                 ? join_path(ret_path, size, data, "", name, err)
+                 : join_path(ret_path, size, home, "/.local/share", name, err);
+    if (rc == 0 && access(ret_path, F_OK) != 0)
+        return error_set(err, E_NOTFOUND, "there is no model file %s, and no %s", name, ret_path);
+    return rc;
+}
+
+uint32_t cli_default_threads(uint32_t n_ranks)
+{
+    long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    uint32_t n = n_cpus > 0 ? (uint32_t)n_cpus / n_ranks : 1;
+    return n > 0 ? n : 1;
+}

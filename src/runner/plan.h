@@ -1,0 +1,69 @@
+/*
+ * The plan of one step: what rank 0 broadcasts so that all ranks do the same. It resets slots, then
+ * lists the parts of the step with their tokens. Each part says how many tokens its slot holds and
+ * their hash, so that a rank that lost its place refuses instead of computing nonsense.
+ *
+ * Wire form, little-endian: u8 kind, u64 step number, u32 n_resets, resets (u32 slot, u32 n_keep,
+ * sampling), u32 n_parts, parts (u32 slot, u32 n_tokens, u8 output, u32 n_past, u64 prefix hash),
+ * u32 n_tokens, i32 tokens. IDLE and STOP end after the number. Thread: pure functions.
+ */
+#ifndef SHOAL_RUNNER_PLAN_H
+#define SHOAL_RUNNER_PLAN_H
+
+#include "base/buf.h"
+#include "base/error.h"
+#include "engine/engine.h"
+
+#include <stdint.h>
+
+enum plan_kind {
+    PLAN_STEP = 1,
+    PLAN_IDLE, /* nothing to do: says that the head lives */
+    PLAN_STOP, /* the ranks end in order */
+};
+
+struct plan_reset { /* engine_slot_reset, before the step */
+    uint32_t slot, n_keep;
+    struct sampling sampling;
+};
+
+struct plan_part {
+    uint32_t slot, n_tokens;
+    enum step_output output;
+    uint32_t n_past;      /* tokens in the slot before this part */
+    uint64_t prefix_hash; /* of these */
+};
+
+struct plan { /* large: on the heap */
+    enum plan_kind kind;
+    uint64_t number;
+    uint32_t n_resets, n_parts, n_tokens;
+    struct plan_reset reset[LIMIT_SLOTS];
+    struct plan_part part[LIMIT_SLOTS];
+    int32_t tokens[LIMIT_BATCH_TOKENS];
+};
+
+/* More than any plan takes. */
+#define PLAN_BYTES_MAX (1u << 20)
+
+/* Errors: those of buf_append. */
+int plan_encode(struct buf *b, const struct plan *p);
+/* Checks every count, and that parts and tokens fit together; slots against the engine's are the
+ * reader's to check. Errors: E_PROTOCOL (names the field). */
+int plan_decode(const void *data, size_t n, struct plan *ret, struct error *err);
+
+/* Hash of a token sequence: PLAN_HASH_EMPTY extended by its tokens, piece by piece. */
+#define PLAN_HASH_EMPTY UINT64_C(0x9e3779b97f4a7c15)
+uint64_t plan_hash(uint64_t hash, const int32_t *tokens, size_t n);
+
+/* The rows that the last stage's first rank sends to rank 0: u32 token, f32 logit, f32 second,
+ * each. Errors: those of buf_append. */
+enum { PLAN_ROW_BYTES = 12 };
+int plan_encode_rows(struct buf *b, const struct step_row *rows, uint32_t n_rows);
+/* data holds exactly n_rows rows. Errors: E_PROTOCOL when a token is not below n_vocab. */
+int plan_decode_rows(const void *data, uint32_t n_rows, uint32_t n_vocab, struct step_row *ret_rows,
+                     struct error *err);
+/* Rows that the step of this plan gives. */
+uint32_t plan_n_rows(const struct plan *p);
+
+#endif

@@ -1,0 +1,390 @@
+#include "runner/serve.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "runner/plan.h"
+#include "runner/scheduler.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    LOAD_TIMEOUT_MS = 30 * 60 * 1000, /* the slowest rank's disk decides */
+    TICK_MS = 1000,                   /* an idle head says so this often */
+    STEPS_PER_TIMEOUT = 4,            /* steps are cut to stay this far below the comm's timeout */
+};
+
+struct server {
+    struct serve_options o;
+    struct engine_info info;
+    struct scheduler *scheduler; /* rank 0 */
+    struct plan *plan;
+    uint64_t number;                 /* of the next step */
+    uint64_t slot_hash[LIMIT_SLOTS]; /* of the tokens that each slot holds */
+    struct step_row *rows;           /* [LIMIT_BATCH_TOKENS] received ones */
+    struct buf wire;                 /* a plan or rows on their way */
+    struct buf frames;               /* to the node */
+    uint8_t *received;               /* [PLAN_BYTES_MAX] */
+};
+
+static struct comm_group all_ranks(const struct server *s)
+{
+    return (struct comm_group){.first = 0, .n = s->o.n_ranks};
+}
+
+/* ---- loading together ---- */
+
+int serve_barrier(const struct serve_options *o, struct error *err)
+{
+    uint8_t ready = 1;
+    size_t n;
+    if (o->n_ranks == 1)
+        return 0;
+    if (o->rank != 0)
+        return comm_send(o->comm, 0, &ready, 1, err);
+    for (uint32_t rank = 1; rank < o->n_ranks; rank++) {
+        int rc = comm_recv_any(o->comm, rank, &ready, 1, &n, LOAD_TIMEOUT_MS, err);
+        if (rc != 0)
+            return error_wrap(err, rc, "waiting for rank %u to load", rank);
+        if (n != 1 || ready != 1)
+            return error_set(err, E_PROTOCOL, "rank %u did not say that it is ready", rank);
+    }
+    return 0;
+}
+
+/* ---- a step, on every rank ---- */
+
+static void publish_figures(struct server *s)
+{
+    struct message_pong figures = {0};
+    engine_get_timing(s->o.engine, &figures.timing);
+    if (s->o.comm != NULL)
+        comm_get_stats(s->o.comm, &figures.comm);
+    if (s->scheduler != NULL) {
+        figures.n_running = scheduler_n_running(s->scheduler);
+        figures.n_queued = scheduler_n_queued(s->scheduler);
+    }
+    control_publish(s->o.control, &figures);
+}
+
+static int apply_resets(struct server *s, const struct plan *p, struct error *err)
+{
+    for (uint32_t i = 0; i < p->n_resets; i++) {
+        const struct plan_reset *reset = &p->reset[i];
+        if (reset->slot >= s->info.n_slots)
+            return error_set(err, E_PROTOCOL, "plan resets slot %u of %u", reset->slot,
+                             s->info.n_slots);
+        uint32_t n_tokens = engine_slot_n_tokens(s->o.engine, reset->slot);
+        if (reset->n_keep > n_tokens)
+            return error_set(err, E_PROTOCOL, "plan keeps %u tokens of slot %u, which holds %u",
+                             reset->n_keep, reset->slot, n_tokens);
+        s->slot_hash[reset->slot] =
+            plan_hash(PLAN_HASH_EMPTY, engine_slot_tokens(s->o.engine, reset->slot), reset->n_keep);
+        int rc = engine_slot_reset(s->o.engine, reset->slot, reset->n_keep, &reset->sampling, err);
+        if (rc != 0)
+            return error_wrap(err, rc, "resetting slot %u", reset->slot);
+    }
+    return 0;
+}
+
+static int check_part(const struct server *s, const struct plan_part *part, struct error *err)
+{
+    if (part->slot >= s->info.n_slots)
+        return error_set(err, E_PROTOCOL, "plan runs slot %u of %u", part->slot, s->info.n_slots);
+    uint32_t n_tokens = engine_slot_n_tokens(s->o.engine, part->slot);
+    if (part->n_past != n_tokens || part->prefix_hash != s->slot_hash[part->slot])
+        return error_set(err, E_PROTOCOL,
+                         "rank %u lost its place: slot %u holds %u tokens (%016llx), the head "
+                         "counts %u (%016llx)",
+                         s->o.rank, part->slot, n_tokens,
+                         (unsigned long long)s->slot_hash[part->slot], part->n_past,
+                         (unsigned long long)part->prefix_hash);
+    return 0;
+}
+
+static int run_step(struct server *s, const struct plan *p, struct step_result *ret_result,
+                    struct error *err)
+{
+    if (p->n_tokens > s->info.n_batch)
+        return error_set(err, E_PROTOCOL, "plan of %u tokens, at most %u fit into a step",
+                         p->n_tokens, s->info.n_batch);
+    int rc = apply_resets(s, p, err);
+    if (rc != 0)
+        return rc;
+    struct step step = {
+        .number = p->number, .n_parts = p->n_parts, .n_tokens = p->n_tokens, .tokens = p->tokens};
+    const int32_t *tokens = p->tokens;
+    for (uint32_t i = 0; i < p->n_parts; i++) {
+        const struct plan_part *part = &p->part[i];
+        rc = check_part(s, part, err);
+        if (rc != 0)
+            return rc;
+        step.part[i] = (struct step_part){
+            .slot = part->slot, .n_tokens = part->n_tokens, .output = part->output};
+        s->slot_hash[part->slot] = plan_hash(s->slot_hash[part->slot], tokens, part->n_tokens);
+        tokens += part->n_tokens;
+    }
+    rc = engine_step(s->o.engine, &step, ret_result, err);
+    s->number++;
+    return rc != 0 ? error_wrap(err, rc, "step %llu", (unsigned long long)p->number) : 0;
+}
+
+/* ---- rank 0 ---- */
+
+static void send_progress(void *arg, const struct message_progress *m)
+{
+    message_encode_progress(&((struct server *)arg)->frames, m);
+}
+
+static void send_tokens(void *arg, const struct message_tokens *m)
+{
+    message_encode_tokens(&((struct server *)arg)->frames, m);
+}
+
+static void send_done(void *arg, const struct message_done *m)
+{
+    message_encode_done(&((struct server *)arg)->frames, m);
+}
+
+/* What the callbacks wrote goes to the node. Figures first: whoever has seen an answer and asks for
+ * them gets those that belong to it. */
+static void send_frames(struct server *s)
+{
+    publish_figures(s);
+    if (s->frames.len > 0 || s->frames.error != 0)
+        control_send(s->o.control, &s->frames);
+    buf_reset(&s->frames);
+}
+
+static int submit(struct server *s, const struct message *m, struct error *err)
+{
+    struct message_submit submit;
+    int rc = message_decode_submit(m, &submit, err);
+    if (rc != 0)
+        return rc;
+    struct error refused = {0};
+    if (sampling_check(&submit.sampling, s->o.n_vocab, &refused) != 0) {
+        struct message_done done = {.request = submit.request,
+                                    .reason = FINISH_ERROR,
+                                    .code = refused.code,
+                                    .n_prompt = submit.n_tokens};
+        memcpy(done.message, refused.message, sizeof(done.message));
+        message_encode_done(&s->frames, &done);
+    } else {
+        rc = scheduler_submit(s->scheduler, &submit, clock_now_ns(), err);
+    }
+    free((void *)(uintptr_t)submit.tokens);
+    return rc;
+}
+
+static int obey(struct server *s, const struct message *m, struct error *err)
+{
+    uint64_t request;
+    if (s->scheduler != NULL && m->type == MESSAGE_SUBMIT)
+        return submit(s, m, err);
+    if (s->scheduler != NULL && m->type == MESSAGE_CANCEL) {
+        int rc = message_decode_u64(m, &request, err);
+        if (rc == 0)
+            scheduler_cancel(s->scheduler, request, clock_now_ns());
+        return rc;
+    }
+    return error_set(err, E_PROTOCOL, "control frame of type %d is out of place in rank %u",
+                     (int)m->type, s->o.rank);
+}
+
+/* Obeys all commands that are there, waiting at most timeout_ms for the first. */
+static int obey_commands(struct server *s, uint32_t timeout_ms, struct error *err)
+{
+    for (;;) {
+        struct command *command;
+        control_set_idle(s->o.control, timeout_ms > 0);
+        int rc = control_take(s->o.control, timeout_ms, &command, err);
+        control_set_idle(s->o.control, false);
+        if (rc != 0 || command == NULL)
+            return rc;
+        rc = obey(s, &command->message, err);
+        free(command);
+        if (rc != 0)
+            return rc;
+        timeout_ms = 0;
+    }
+}
+
+static int broadcast(struct server *s, const struct plan *p, struct error *err)
+{
+    if (s->o.n_ranks == 1)
+        return 0;
+    buf_reset(&s->wire);
+    int rc = plan_encode(&s->wire, p);
+    if (rc != 0)
+        return error_set(err, rc, "cannot encode the plan of step %llu",
+                         (unsigned long long)p->number);
+    return comm_broadcast(s->o.comm, all_ranks(s), s->wire.data, s->wire.len, err);
+}
+
+static int say(struct server *s, enum plan_kind kind, struct error *err)
+{
+    s->plan->kind = kind;
+    s->plan->number = s->number;
+    return broadcast(s, s->plan, err);
+}
+
+/* The rows of the step, from the last stage when that is elsewhere. */
+static int receive_rows(struct server *s, const struct plan *p, struct step_result *result,
+                        struct error *err)
+{
+    uint32_t n_rows = plan_n_rows(p);
+    if (s->o.rows_rank != 0 && n_rows > 0) {
+        size_t n = (size_t)n_rows * PLAN_ROW_BYTES;
+        int rc = comm_recv(s->o.comm, s->o.rows_rank, s->received, n, err);
+        if (rc == 0)
+            rc = plan_decode_rows(s->received, n_rows, s->o.n_vocab, s->rows, err);
+        if (rc != 0)
+            return error_wrap(err, rc, "sampled tokens of step %llu",
+                              (unsigned long long)p->number);
+        *result = (struct step_result){.n_rows = n_rows, .rows = s->rows};
+    }
+    if (result->n_rows != n_rows)
+        return error_set(err, E_INTERNAL, "step %llu gave %u rows, not %u",
+                         (unsigned long long)p->number, result->n_rows, n_rows);
+    return 0;
+}
+
+static int lead_step(struct server *s, struct error *err)
+{
+    struct step_result result;
+    s->plan->number = s->number;
+    int rc = broadcast(s, s->plan, err);
+    if (rc == 0)
+        rc = run_step(s, s->plan, &result, err);
+    if (rc == 0)
+        rc = receive_rows(s, s->plan, &result, err);
+    if (rc == 0)
+        scheduler_result(s->scheduler, result.rows, clock_now_ns());
+    return rc;
+}
+
+static int lead(struct server *s, struct error *err)
+{
+    uint64_t tick_ns = 0; /* when the next idle tick is due; the first says that all are ready */
+    for (;;) {
+        bool is_idle =
+            scheduler_n_running(s->scheduler) == 0 && scheduler_n_queued(s->scheduler) == 0;
+        uint64_t now_ns = clock_now_ns();
+        uint32_t wait_ms = 0;
+        if (is_idle && now_ns < tick_ns)
+            wait_ms = (uint32_t)((tick_ns - now_ns) / 1000000) + 1;
+        int rc = obey_commands(s, wait_ms, err);
+        send_frames(s);
+        if (rc == E_CANCELLED) {
+            struct error ignored; /* the others learn it from their nodes anyway */
+            say(s, PLAN_STOP, &ignored);
+        }
+        if (rc != 0)
+            return rc;
+        if (scheduler_plan(s->scheduler, clock_now_ns(), s->plan)) {
+            rc = lead_step(s, err);
+            send_frames(s);
+            tick_ns = clock_now_ns() + TICK_MS * UINT64_C(1000000);
+        } else if (clock_now_ns() >= tick_ns) {
+            rc = say(s, PLAN_IDLE, err);
+            tick_ns = clock_now_ns() + TICK_MS * UINT64_C(1000000);
+        }
+        if (rc != 0)
+            return rc;
+    }
+}
+
+/* ---- the other ranks ---- */
+
+static int send_rows(struct server *s, const struct step_result *result, struct error *err)
+{
+    if (s->o.rank != s->o.rows_rank || result->n_rows == 0)
+        return 0;
+    buf_reset(&s->wire);
+    int rc = plan_encode_rows(&s->wire, result->rows, result->n_rows);
+    if (rc != 0)
+        return error_set(err, rc, "cannot encode the sampled tokens");
+    return comm_send(s->o.comm, 0, s->wire.data, s->wire.len, err);
+}
+
+static int follow(struct server *s, struct error *err)
+{
+    uint32_t timeout_ms = LOAD_TIMEOUT_MS; /* for the first plan; then the comm's */
+    for (;;) {
+        size_t n;
+        int rc = comm_recv_any(s->o.comm, 0, s->received, PLAN_BYTES_MAX, &n, timeout_ms, err);
+        if (rc != 0)
+            return error_wrap(err, rc, "waiting for the plan of step %llu",
+                              (unsigned long long)s->number);
+        timeout_ms = 0;
+        rc = plan_decode(s->received, n, s->plan, err);
+        if (rc != 0)
+            return rc;
+        if (s->plan->kind == PLAN_STOP)
+            return 0;
+        if (s->plan->number != s->number)
+            return error_set(err, E_PROTOCOL,
+                             "rank %u lost its place: plan of step %llu, expected %llu", s->o.rank,
+                             (unsigned long long)s->plan->number, (unsigned long long)s->number);
+        if (s->plan->kind == PLAN_STEP) {
+            struct step_result result;
+            rc = run_step(s, s->plan, &result, err);
+            if (rc == 0)
+                rc = send_rows(s, &result, err);
+            publish_figures(s);
+        }
+        if (rc == 0)
+            rc = obey_commands(s, 0, err);
+        if (rc != 0)
+            return rc;
+    }
+}
+
+static int start(struct server *s, struct error *err)
+{
+    buf_init(&s->wire, PLAN_BYTES_MAX);
+    buf_init(&s->frames, LIMIT_CONTROL_FRAME_BYTES);
+    s->plan = malloc(sizeof(*s->plan));
+    s->rows = malloc(LIMIT_BATCH_TOKENS * sizeof(*s->rows));
+    s->received = malloc(PLAN_BYTES_MAX);
+    if (s->plan == NULL || s->rows == NULL || s->received == NULL)
+        return error_set(err, E_NOMEM, "no memory for step plans");
+    for (uint32_t i = 0; i < LIMIT_SLOTS; i++)
+        s->slot_hash[i] = PLAN_HASH_EMPTY;
+    engine_get_info(s->o.engine, &s->info);
+    s->number = 1;
+    if (s->o.rank != 0)
+        return 0;
+    struct scheduler_options options = {
+        .n_slots = s->info.n_slots,
+        .n_ctx = s->o.n_ctx,
+        .n_batch = s->info.n_batch,
+        .n_vocab = s->o.n_vocab,
+        .step_ns_max = s->o.timeout_ms * UINT64_C(1000000) / STEPS_PER_TIMEOUT,
+    };
+    struct scheduler_output output = {
+        .progress = send_progress, .tokens = send_tokens, .done = send_done, .arg = s};
+    return scheduler_new(&options, &output, &s->scheduler, err);
+}
+
+int serve(const struct serve_options *o, struct error *err)
+{
+    struct server *s = calloc(1, sizeof(*s));
+    if (s == NULL)
+        return error_set(err, E_NOMEM, "no memory for the step loop");
+    s->o = *o;
+    int rc = start(s, err);
+    if (rc == 0) {
+        publish_figures(s);
+        rc = o->rank == 0 ? lead(s, err) : follow(s, err);
+    }
+    scheduler_free(s->scheduler);
+    buf_done(&s->wire);
+    buf_done(&s->frames);
+    free(s->plan);
+    free(s->rows);
+    free(s->received);
+    free(s);
+    return rc;
+}

@@ -1,0 +1,216 @@
+"""Real nodes that serve a model together: same answers for every split and from every node, and what happens when a client, a
+runner or a node goes away."""
+
+import os
+import random
+import signal
+import socket
+import time
+
+import pytest
+
+from cluster import PROMPT, Cluster, Stream, alive, chat, get, need_model, run_once, state, wait_for
+
+
+@pytest.fixture(scope="module")
+def reference():
+    need_model()
+    return run_once()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two nodes, a pipeline of two: shared by the tests that leave it as they found it."""
+    need_model()
+    with open(tmp_path_factory.mktemp("pair") / "log", "w") as log:
+        cluster = Cluster(2, log=log)
+        yield cluster
+        cluster.stop()
+
+
+def same_beginning(text, reference, share):
+    """Splits across heads sum in another order, so that a near tie may go the other way; the beginning must agree."""
+    n = int(len(reference) * share)
+    return text[:n] == reference[:n]
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "n_stages", "share"),
+    [
+        (1, [], 1, 1.0),
+        (2, [], 2, 1.0),
+        (3, ["--split", "pipeline"], 3, 1.0),
+        (2, ["--split", "tensor"], 1, 0.3),
+        (4, ["--split", "2x2"], 2, 0.3),
+    ],
+    ids=["one", "pipeline-2", "pipeline-3", "tensor-2", "hybrid-2x2"],
+)
+def test_every_node_gives_the_same_answer(n, options, n_stages, share, reference):
+    cluster = Cluster(n, *options)
+    try:
+        instance = state(cluster.apis[0])["instances"][0]
+        assert len(instance["ranks"]) == n
+        assert len({rank["node"] for rank in instance["ranks"]}) == n
+        stages = sorted({(rank["stage"], *rank["layers"]) for rank in instance["ranks"]})
+        assert len(stages) == n_stages
+        assert stages[0][1] == 0 and all(a[2] == b[1] for a, b in zip(stages, stages[1:]))
+        answers = [chat(api) for api in cluster.apis]
+        assert all(answer == answers[0] for answer in answers)
+        assert same_beginning(answers[0], reference, share), (answers[0], reference)
+        for api in cluster.apis:
+            assert [model["id"] for model in get(api, "/v1/models")[1]["data"]] == ["smollm2"]
+            seen = state(api)
+            assert len(seen["nodes"]) == n
+            assert sum(node["is_self"] for node in seen["nodes"]) == 1
+            assert seen["instances"][0]["status"] == "serving"
+    finally:
+        pids = cluster.all_pids()
+        assert cluster.stop() == 0
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_more_ranks_than_nodes(reference):
+    cluster = Cluster(2, "--split", "2x2")
+    try:
+        ranks = state(cluster.apis[0])["instances"][0]["ranks"]
+        assert [rank["node"] for rank in ranks] == ["node-1", "node-2", "node-1", "node-2"]
+        assert same_beginning(chat(cluster.apis[1]), reference, 0.3)
+    finally:
+        cluster.stop()
+
+
+def test_client_that_leaves_ends_the_work(pair):
+    for api in pair.apis:
+        stream = Stream(api)
+        stream.texts(3)
+        assert state(pair.apis[0])["requests"]["running"] == 1
+        cancelled = state(pair.apis[0])["requests"]["cancelled"]
+        stream.close()
+        wait_for("no request runs", lambda: state(pair.apis[0])["requests"]["running"] == 0, 10)
+        assert state(pair.apis[0])["requests"]["cancelled"] == cancelled + 1
+        assert chat(api)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("asked", [0, 1])
+def test_runner_killed_in_mid_stream(pair, rank, asked):
+    restarts = state(pair.apis[0])["instances"][0]["restarts"]
+    before = chat(pair.apis[asked])
+    stream = Stream(pair.apis[asked])
+    stream.texts(3)
+    start = time.monotonic()
+    os.kill(pair.runners()[rank], signal.SIGKILL)
+    last = None
+    for last in stream:
+        pass
+    elapsed = time.monotonic() - start
+    stream.close()
+    assert "error" in last, last
+    assert "smollm2" in last["error"]["message"] or "node" in last["error"]["message"]
+    assert elapsed < 5
+    assert all(alive(pid) for pid in pair.pids)
+    pair.wait_serving(restarts=restarts + 1)
+    pair.wait_serving(pair.apis[1], restarts=restarts + 1)
+    wait_for("both APIs say that it is ready", lambda: all(get(a, "/v1/models")[1]["data"][0]["ready"] for a in pair.apis))
+    assert chat(pair.apis[asked]) == before
+
+
+def test_requests_while_the_model_restarts_are_refused(pair):
+    restarts = state(pair.apis[0])["instances"][0]["restarts"]
+    os.kill(pair.runners()[1], signal.SIGKILL)
+    wait_for("the failure is noticed", lambda: state(pair.apis[0])["instances"][0]["restarts"] > restarts, 5)
+    with pytest.raises(RuntimeError) as refused:
+        chat(pair.apis[0])
+    assert refused.value.args[0] == 503
+    pair.wait_serving(restarts=restarts + 1)
+
+
+def send_bytes(port, data):
+    """Sends bytes to a port and reads until the other side closes, or says nothing for a while."""
+    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+        try:
+            connection.sendall(data)
+            while connection.recv(4096):
+                pass
+        except (TimeoutError, ConnectionError):
+            pass
+
+
+def test_malformed_bytes_are_refused(pair):
+    me = next(node for node in state(pair.apis[0])["nodes"] if node["is_self"])
+    mesh_port, api_port = (int(me[key].rsplit(":", 1)[1]) for key in ("mesh", "api"))
+    refused = state(pair.apis[0])["mesh_errors"]["refused"]
+    source = random.Random(1)
+    samples = [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff" * 4096,
+        b"\xff\xff\xff\x7f\x80\x00\x00\x00",  # a HELLO that claims 2 GiB
+        b"\x04\x00\x00\x00\x83\x00\x00\x00\x00\x00\x00\x00",  # a state before the greeting
+        b"\x08\x00\x00\x00\x80\x00\x00\x00\x01\x00\x00\x00abcd",  # a HELLO that is cut off
+        *(source.randbytes(source.randrange(9, 600)) for _ in range(20)),
+    ]
+    for sample in samples:
+        send_bytes(mesh_port, sample)
+    for sample in samples:
+        send_bytes(api_port, sample)
+    assert all(alive(pid) for pid in pair.pids)
+    assert state(pair.apis[0])["mesh_errors"]["refused"] >= refused + 15
+    assert state(pair.apis[0])["instances"][0]["status"] == "serving"
+    assert chat(pair.apis[0])
+
+
+def test_node_killed():
+    cluster = Cluster(3)
+    try:
+        stream = Stream(cluster.apis[0])
+        stream.texts(2)
+        victim = cluster.nodes[2]
+        start = time.monotonic()
+        os.kill(victim["pid"], signal.SIGKILL)
+        last = None
+        for last in stream:
+            pass
+        stream.close()
+        assert "error" in last and time.monotonic() - start < 8
+        cluster.wait_serving(restarts=1)
+        after = state(cluster.apis[0])
+        assert {rank["node"] for rank in after["instances"][0]["ranks"]} == {"node-1", "node-2"}
+        assert {node["name"]: node["status"] for node in after["nodes"]}["node-3"] == "lost"
+        assert chat(cluster.apis[0])
+        wait_for("its runner is gone", lambda: not alive(victim["runners"][0]["pid"]), 15)
+    finally:
+        pids = cluster.all_pids()
+        cluster.stop()
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_children_die_with_their_parent():
+    cluster = Cluster(2)
+    pids = cluster.all_pids()
+    cluster.stop(signal.SIGKILL)
+    wait_for("all processes are gone", lambda: not [pid for pid in pids if alive(pid)], 20)
+
+
+def test_stop_lets_a_request_finish():
+    cluster = Cluster(2)
+    stream = Stream(cluster.apis[0], n_max=20)
+    stream.texts(2)
+    cluster.process.send_signal(signal.SIGTERM)
+    events = list(stream)
+    stream.close()
+    assert events[-1]["choices"][0]["finish_reason"] in ("length", "stop"), events[-1]
+    assert cluster.stop() == 0
+
+
+def test_nodes_without_a_model():
+    need_model()
+    cluster = Cluster(2, model=False)
+    try:
+        for api in cluster.apis:
+            assert get(api, "/v1/models")[1]["data"] == []
+            assert len(state(api)["nodes"]) == 2
+        with pytest.raises(RuntimeError) as refused:
+            chat(cluster.apis[0], prompt=PROMPT)
+        assert refused.value.args[0] == 404
+    finally:
+        assert cluster.stop() == 0

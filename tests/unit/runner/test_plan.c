@@ -1,0 +1,214 @@
+/* Step plans on the wire. */
+#include "base/rng.h"
+#include "runner/plan.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static uint64_t seed, drawn;
+
+static uint32_t draw(uint32_t below)
+{
+    return (uint32_t)(rng_u64(seed, drawn++, 1) % below);
+}
+
+/* Any n of the slots, each once. */
+static void draw_slots(uint32_t *slots, uint32_t n)
+{
+    uint32_t all[LIMIT_SLOTS];
+    for (uint32_t i = 0; i < LIMIT_SLOTS; i++)
+        all[i] = i;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t k = i + draw(LIMIT_SLOTS - i), slot = all[k];
+        all[k] = all[i];
+        all[i] = slots[i] = slot;
+    }
+}
+
+static void draw_plan(struct plan *p)
+{
+    uint32_t slots[LIMIT_SLOTS];
+    p->kind = (enum plan_kind)(PLAN_STEP + draw(8) / 6);
+    p->number = rng_u64(seed, drawn++, 2);
+    p->n_resets = p->n_parts = p->n_tokens = 0;
+    if (p->kind != PLAN_STEP)
+        return;
+    p->n_resets = draw(6);
+    draw_slots(slots, p->n_resets);
+    for (uint32_t i = 0; i < p->n_resets; i++) {
+        p->reset[i].slot = slots[i];
+        p->reset[i].n_keep = draw(5000);
+        sampling_init(&p->reset[i].sampling);
+        p->reset[i].sampling.n_bias = draw(4);
+        p->reset[i].sampling.seed = draw(UINT32_MAX);
+    }
+    p->n_parts = 1 + draw(LIMIT_SLOTS);
+    draw_slots(slots, p->n_parts);
+    for (uint32_t i = 0; i < p->n_parts; i++) {
+        p->part[i] = (struct plan_part){.slot = slots[i],
+                                        .n_tokens = 1 + draw(LIMIT_BATCH_TOKENS / LIMIT_SLOTS),
+                                        .output = (enum step_output)draw(3),
+                                        .n_past = draw(5000),
+                                        .prefix_hash = rng_u64(seed, drawn++, 3)};
+        p->n_tokens += p->part[i].n_tokens;
+    }
+    for (uint32_t i = 0; i < p->n_tokens; i++)
+        p->tokens[i] = (int32_t)draw(100000);
+}
+
+static struct plan *new_plan(void)
+{
+    struct plan *p = calloc(1, sizeof(*p));
+    assert_non_null(p);
+    return p;
+}
+
+static void round_trips(void **state)
+{
+    (void)state;
+    struct plan *p = new_plan(), *q = new_plan();
+    struct buf b, again;
+    buf_init(&b, PLAN_BYTES_MAX);
+    buf_init(&again, PLAN_BYTES_MAX);
+    for (seed = 0; seed < 200; seed++) {
+        struct error err = {0};
+        drawn = 0;
+        draw_plan(p);
+        buf_reset(&b);
+        buf_reset(&again);
+        assert_int_equal(plan_encode(&b, p), 0);
+        int rc = plan_decode(b.data, b.len, q, &err);
+        if (rc != 0)
+            fail_msg("seed %llu: %s", (unsigned long long)seed, err.message);
+        assert_int_equal(plan_encode(&again, q), 0);
+        assert_int_equal(again.len, b.len);
+        assert_memory_equal(again.data, b.data, b.len);
+        assert_int_equal(plan_n_rows(p), plan_n_rows(q));
+    }
+    buf_done(&b);
+    buf_done(&again);
+    free(p);
+    free(q);
+}
+
+static void truncations_and_bit_flips(void **state)
+{
+    (void)state;
+    struct plan *p = new_plan(), *q = new_plan();
+    struct buf b, again;
+    buf_init(&b, PLAN_BYTES_MAX);
+    buf_init(&again, PLAN_BYTES_MAX);
+    seed = 3;
+    drawn = 0;
+    do
+        draw_plan(p);
+    while (p->kind != PLAN_STEP || p->n_parts > 4);
+    assert_int_equal(plan_encode(&b, p), 0);
+    for (size_t n = 0; n < b.len; n++) {
+        uint8_t *copy = malloc(n + 1); /* so that a sanitizer sees a read beyond */
+        assert_non_null(copy);
+        memcpy(copy, b.data, n);
+        assert_int_equal(plan_decode(copy, n, q, NULL), E_PROTOCOL);
+        free(copy);
+    }
+    for (size_t bit = 0; bit < 8 * b.len; bit++) {
+        b.data[bit / 8] ^= (char)(1 << bit % 8);
+        buf_reset(&again);
+        if (plan_decode(b.data, b.len, q, NULL) == 0) {
+            assert_int_equal(plan_encode(&again, q), 0);
+            assert_memory_equal(again.data, b.data, b.len);
+        }
+        b.data[bit / 8] ^= (char)(1 << bit % 8);
+    }
+    buf_done(&b);
+    buf_done(&again);
+    free(p);
+    free(q);
+}
+
+static int decode_after(const struct plan *p, struct plan *q, struct error *err)
+{
+    struct buf b;
+    buf_init(&b, PLAN_BYTES_MAX);
+    assert_int_equal(plan_encode(&b, p), 0);
+    int rc = plan_decode(b.data, b.len, q, err);
+    buf_done(&b);
+    return rc;
+}
+
+static void bad_plans_are_refused(void **state)
+{
+    (void)state;
+    struct plan *p = new_plan(), *q = new_plan();
+    struct error err = {0};
+    p->kind = PLAN_STEP;
+    p->n_parts = 2;
+    p->part[0] = (struct plan_part){.slot = 0, .n_tokens = 1, .output = STEP_OUTPUT_LAST};
+    p->part[1] = (struct plan_part){.slot = 1, .n_tokens = 2, .output = STEP_OUTPUT_ALL};
+    p->n_tokens = 3;
+    assert_int_equal(decode_after(p, q, &err), 0);
+    assert_int_equal(plan_n_rows(q), 3);
+
+    p->part[1].slot = 0;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    assert_non_null(strstr(err.message, "twice"));
+    p->part[1].slot = LIMIT_SLOTS;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    p->part[1].slot = 1;
+    p->part[1].n_tokens = 1;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    p->part[1].n_tokens = 0;
+    p->n_tokens = 1;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    p->part[1].n_tokens = 2;
+    p->n_tokens = 3;
+    p->tokens[2] = -1;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    p->tokens[2] = 0;
+    p->n_parts = 0;
+    p->n_tokens = 0;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    free(p);
+    free(q);
+}
+
+static void hashes_extend(void **state)
+{
+    (void)state;
+    const int32_t tokens[] = {5, 6, 7, 8}, swapped[] = {5, 7, 6, 8}, zeros[] = {0, 0};
+    uint64_t whole = plan_hash(PLAN_HASH_EMPTY, tokens, 4);
+    assert_true(whole == plan_hash(plan_hash(PLAN_HASH_EMPTY, tokens, 1), tokens + 1, 3));
+    assert_true(whole != plan_hash(PLAN_HASH_EMPTY, swapped, 4));
+    assert_true(plan_hash(PLAN_HASH_EMPTY, zeros, 1) != plan_hash(PLAN_HASH_EMPTY, zeros, 2));
+}
+
+static void rows_travel(void **state)
+{
+    (void)state;
+    const struct step_row rows[2] = {{.token = 3, .logit = 1.5f, .logit_second = -2.0f},
+                                     {.token = 99, .logit = 0.0f, .logit_second = -0.5f}};
+    struct step_row again[2];
+    struct buf b;
+    buf_init(&b, 1024);
+    assert_int_equal(plan_encode_rows(&b, rows, 2), 0);
+    assert_int_equal(b.len, 2 * PLAN_ROW_BYTES);
+    assert_int_equal(plan_decode_rows(b.data, 2, 100, again, NULL), 0);
+    assert_memory_equal(again, rows, sizeof(rows));
+    assert_int_equal(plan_decode_rows(b.data, 2, 99, again, NULL), E_PROTOCOL);
+    buf_done(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(round_trips),           cmocka_unit_test(truncations_and_bit_flips),
+        cmocka_unit_test(bad_plans_are_refused), cmocka_unit_test(hashes_extend),
+        cmocka_unit_test(rows_travel),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
