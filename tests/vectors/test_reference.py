@@ -110,6 +110,8 @@ TINY = {
     "gemma3": ["--arch", "gemma3", "--layers", 7, "--embd", 96, "--heads", 6, "--kv-heads", 3, "--head-dim", 32, "--ff", 192,
                "--window", 16, "--rope-base", 1000000, "--seed", 6],
 }
+# In standard deviations of the logits; the KV cache is f16. Measured: 0.0087 and 0.0014.
+TINY_MAX, TINY_RMS = 0.015, 0.002
 SPLITS = {"one rank": {}, "pipeline": {"ranks": 2}, "tensor": {"split": "tensor", "ranks": 2}, "2x2": {"split": "2x2", "ranks": 4}}
 
 
@@ -120,9 +122,11 @@ def test_tiny_models_live(arch, tmp_path):
     runs.call(runs.program("shoal-make-model"), *TINY[arch], "--type", "F32", path)
     tokens = np.random.default_rng(11).integers(3, 259, 64).astype(np.int32)
     expected = engine.logits(engine.load(path), tokens)
+    deviation, worst = expected.std(), 0.0
     for name, options in SPLITS.items():
         for steps in ({}, {"batch": 24}, {"one_by_one": 40}):
-            ours = runs.run_engine(path, [tokens], **options, **steps)
-            difference = np.abs(ours - expected)
-            print(f"{arch}, {name}, {steps}: {difference.max():.6f} of {np.abs(expected).max():.2f}, standard deviation {expected.std():.3f}")
-            assert difference.max() <= 2e-3 * expected.std(), name
+            difference = np.abs(runs.run_engine(path, [tokens], **options, **steps) - expected) / deviation
+            rms = float(np.sqrt((difference.astype(np.float64)**2).mean()))
+            print(f"{arch}, {name}, {steps}: {difference.max():.5f} at most, {rms:.6f} rms, in standard deviations of the logits")
+            worst = max(worst, difference.max() / TINY_MAX, rms / TINY_RMS)
+    assert worst <= 1.0

@@ -7,7 +7,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Once;
 use std::thread;
 
-/// Measured: the deepest value that STEPS_MAX allows and the deepest tree that the source limit allows use less than half.
+/// Measured with the deepest trees that the source limit allows (tests/unit/text/test_chat_template.c): 128 MiB suffice, 48 do not.
 const STACK_BYTES: usize = 256 << 20;
 
 /// None when the job panicked or no thread could be started.

@@ -1,0 +1,102 @@
+#include "cli/http_client.h"
+
+#include <curl/curl.h>
+#include <string.h>
+
+enum { LINE_BYTES_MAX = 1 << 20, CONNECT_TIMEOUT_MS = 5000 };
+
+struct transfer {
+    CURL *curl;
+    bool (*on_line)(void *arg, const char *line, size_t len);
+    void *arg;
+    struct buf line; /* that has not ended yet */
+    struct buf *answer;
+    bool is_broken_off;
+};
+
+static bool give_lines(struct transfer *t)
+{
+    char *end;
+    size_t offset = 0;
+    while ((end = memchr(t->line.data + offset, '\n', t->line.len - offset)) != NULL) {
+        const char *line = t->line.data + offset;
+        size_t len = (size_t)(end - line);
+        offset += len + 1;
+        if (len > 0 && line[len - 1] == '\r')
+            len--;
+        if (!t->on_line(t->arg, line, len))
+            return false;
+    }
+    buf_consume(&t->line, offset);
+    return true;
+}
+
+static size_t on_data(char *data, size_t size, size_t n, void *arg)
+{
+    struct transfer *t = arg;
+    long status = 0;
+    size_t len = size * n;
+    curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &status);
+    if (t->on_line == NULL || status != 200)
+        return buf_append(t->answer, data, len) == 0 ? len : 0;
+    if (buf_append(&t->line, data, len) != 0)
+        return 0;
+    if (len > 0 && !give_lines(t)) {
+        t->is_broken_off = true;
+        return 0;
+    }
+    return len;
+}
+
+static int perform(struct transfer *t, const char *url, const char *body, long timeout_ms,
+                   long *ret_status, struct error *err)
+{
+    char cause[CURL_ERROR_SIZE] = "";
+    struct curl_slist *headers = NULL;
+    t->curl = curl_easy_init();
+    if (t->curl == NULL)
+        return error_set(err, E_NOMEM, "out of memory for a request to %s", url);
+    curl_easy_setopt(t->curl, CURLOPT_URL, url);
+    curl_easy_setopt(t->curl, CURLOPT_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(t->curl, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(t->curl, CURLOPT_PROXY, ""); /* nodes are near; proxies are for the far */
+    curl_easy_setopt(t->curl, CURLOPT_ERRORBUFFER, cause);
+    curl_easy_setopt(t->curl, CURLOPT_CONNECTTIMEOUT_MS, (long)CONNECT_TIMEOUT_MS);
+    curl_easy_setopt(t->curl, CURLOPT_TIMEOUT_MS, timeout_ms);
+    curl_easy_setopt(t->curl, CURLOPT_WRITEFUNCTION, on_data);
+    curl_easy_setopt(t->curl, CURLOPT_WRITEDATA, t);
+    if (body != NULL) {
+        headers = curl_slist_append(NULL, "Content-Type: application/json");
+        curl_easy_setopt(t->curl, CURLOPT_HTTPHEADER, headers);
+        curl_easy_setopt(t->curl, CURLOPT_POSTFIELDS, body);
+        curl_easy_setopt(t->curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)strlen(body));
+    }
+    CURLcode rc = curl_easy_perform(t->curl);
+    curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, ret_status);
+    curl_slist_free_all(headers);
+    curl_easy_cleanup(t->curl);
+    if (rc == CURLE_OK || t->is_broken_off)
+        return 0;
+    if (t->answer->error != 0 || t->line.error != 0)
+        return error_set(err, E_LIMIT, "the answer of %s is too long", url);
+    return error_set(err, E_UNAVAILABLE, "%s: %s", url,
+                     cause[0] != '\0' ? cause : curl_easy_strerror(rc));
+}
+
+int http_client_get(const char *url, const char *body, long timeout_ms, struct buf *ret_answer,
+                    long *ret_status, struct error *err)
+{
+    struct transfer t = {.answer = ret_answer};
+    return perform(&t, url, body, timeout_ms, ret_status, err);
+}
+
+int http_client_stream(const char *url, const char *body,
+                       bool (*on_line)(void *arg, const char *line, size_t len), void *arg,
+                       struct buf *ret_answer, long *ret_status, struct error *err)
+{
+    struct transfer t = {.on_line = on_line, .arg = arg, .answer = ret_answer};
+    buf_init(&t.line, LINE_BYTES_MAX);
+    int rc = perform(&t, url, body, 0, ret_status, err);
+    buf_done(&t.line);
+    return rc;
+}

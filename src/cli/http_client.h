@@ -1,0 +1,24 @@
+/*
+ * A small blocking HTTP client for our own verbs, on libcurl. Thread: one request at a time, the
+ * caller's.
+ */
+#ifndef SHOAL_CLI_HTTP_CLIENT_H
+#define SHOAL_CLI_HTTP_CLIENT_H
+
+#include "base/buf.h"
+#include "base/error.h"
+
+#include <stdbool.h>
+
+/* GETs a page, or POSTs body (JSON) when it is not NULL. ret_status is the HTTP status, of any
+ * kind. Errors: E_UNAVAILABLE (says the address and why), E_LIMIT when the answer does not fit. */
+int http_client_get(const char *url, const char *body, long timeout_ms, struct buf *ret_answer,
+                    long *ret_status, struct error *err);
+
+/* POSTs body and gives every line of the answer (without its end) as it comes; on_line returns
+ * false to break off. A status other than 200 puts the whole answer into ret_answer instead. */
+int http_client_stream(const char *url, const char *body,
+                       bool (*on_line)(void *arg, const char *line, size_t len), void *arg,
+                       struct buf *ret_answer, long *ret_status, struct error *err);
+
+#endif

@@ -1,0 +1,250 @@
+#include "cli/node_options.h"
+
+#include "cli/cli.h"
+#include "device/device.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <limits.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+int node_options_data_dir(char *ret_path, size_t size, struct error *err)
+{
+    const char *data = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
+    int n;
+    if (data != NULL && data[0] == '/')
+        n = snprintf(ret_path, size, "%s/shoal", data);
+    else if (home != NULL && home[0] == '/')
+        n = snprintf(ret_path, size, "%s/.local/share/shoal", home);
+    else
+        return error_set(err, E_INVALID,
+                         "neither XDG_DATA_HOME nor HOME is set: say --data-dir DIR");
+    return n > 0 && (size_t)n < size
+               ? 0
+               : error_set(err, E_LIMIT, "the data folder's path is too long");
+}
+
+/* Numeric form of a host name, because nodes do not resolve names while they run. */
+static int resolve(const char *option, const char *host, char ret_host[64], struct error *err)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_family = AF_UNSPEC}, *list = NULL;
+    int rc = getaddrinfo(host, NULL, &hints, &list);
+    if (rc != 0)
+        return error_set(err, E_NOTFOUND, "%s: host '%s': %s", option, host, gai_strerror(rc));
+    rc = getnameinfo(list->ai_addr, list->ai_addrlen, ret_host, 64, NULL, 0, NI_NUMERICHOST);
+    freeaddrinfo(list);
+    return rc != 0 ? error_set(err, E_NOTFOUND, "%s: host '%s': %s", option, host, gai_strerror(rc))
+                   : 0;
+}
+
+/* "host:port", "[v6]:port" or "host" alone. */
+static int parse_address(const char *option, const char *text, uint16_t default_port,
+                         struct mesh_address *ret, struct error *err)
+{
+    char host[256];
+    uint32_t port = default_port;
+    const char *colon = strrchr(text, ':'), *end = text + strlen(text);
+    bool is_bracketed = text[0] == '[';
+    if (is_bracketed) {
+        const char *close = strchr(text, ']');
+        if (close == NULL || (close[1] != '\0' && close[1] != ':'))
+            return error_set(err, E_INVALID, "%s: '%s' is not ADDR:PORT", option, text);
+        colon = close[1] == ':' ? close + 1 : NULL;
+        end = close;
+        text++;
+    } else if (colon != NULL) {
+        end = colon;
+    }
+    if (colon != NULL) {
+        int rc = cli_parse_u32(option, colon + 1, 0, 65535, &port, err);
+        if (rc != 0)
+            return rc;
+    }
+    int n = snprintf(host, sizeof(host), "%.*s", (int)(end - text), text);
+    if (n <= 0 || (size_t)n >= sizeof(host))
+        return error_set(err, E_INVALID, "%s: '%s' is not ADDR:PORT", option, text);
+    ret->port = (uint16_t)port;
+    return resolve(option, host, ret->host, err);
+}
+
+static int read_secret(const char *path, struct node_config *c, struct error *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return error_set(err, -errno, "--secret-file: cannot read %s: %s", path, strerror(errno));
+    ssize_t n = read(fd, c->secret, sizeof(c->secret));
+    close(fd);
+    while (n > 0 && (c->secret[n - 1] == '\n' || c->secret[n - 1] == '\r'))
+        n--;
+    if (n < 16 || (size_t)n >= sizeof(c->secret))
+        return error_set(
+            err, E_INVALID,
+            "--secret-file: %s must hold 16 to %zu bytes; `openssl rand -hex 32` makes "
+            "good ones",
+            path, sizeof(c->secret) - 1);
+    c->n_secret = (uint32_t)n;
+    return 0;
+}
+
+static int copy_text(const char *option, const char *text, char *ret, size_t size,
+                     struct error *err)
+{
+    if (text[0] == '\0' || strlen(text) >= size)
+        return error_set(err, E_INVALID, "%s: must have 1 to %zu characters", option, size - 1);
+    for (const char *p = text; *p != '\0'; p++)
+        if ((unsigned char)*p < ' ' || *p == 0x7f)
+            return error_set(err, E_INVALID, "%s: has a control character", option);
+    memcpy(ret, text, strlen(text) + 1);
+    return 0;
+}
+
+/* Only the form: whether the model can be split so is seen when it is placed. */
+static int check_split(const char *text, struct error *err)
+{
+    unsigned stages = 0, ranks = 0;
+    char end = 0;
+    if (strcmp(text, "pipeline") == 0 || strcmp(text, "tensor") == 0)
+        return 0;
+    if (strspn(text, "0123456789x") != strlen(text) ||
+        sscanf(text, "%3ux%3u%c", &stages, &ranks, &end) != 2 || stages * ranks == 0 ||
+        stages * ranks > LIMIT_RANKS)
+        return error_set(
+            err, E_INVALID,
+            "--split: '%s' is not pipeline, tensor or SxT, S stages of T ranks, at most "
+            "%d ranks",
+            text, LIMIT_RANKS);
+    return 0;
+}
+
+enum option_key {
+    OPTION_MODEL = 1,
+    OPTION_LISTEN,
+    OPTION_MESH,
+    OPTION_PEER,
+    OPTION_WAIT_PEERS,
+    OPTION_SECRET_FILE,
+    OPTION_NAME,
+    OPTION_DATA_DIR,
+    OPTION_SPLIT,
+    OPTION_THREADS,
+    OPTION_CTX,
+    OPTION_SLOTS,
+    OPTION_HELP,
+};
+
+static const struct option options[] = {
+    {"model", required_argument, NULL, OPTION_MODEL},
+    {"listen", required_argument, NULL, OPTION_LISTEN},
+    {"mesh", required_argument, NULL, OPTION_MESH},
+    {"peer", required_argument, NULL, OPTION_PEER},
+    {"wait-peers", required_argument, NULL, OPTION_WAIT_PEERS},
+    {"secret-file", required_argument, NULL, OPTION_SECRET_FILE},
+    {"name", required_argument, NULL, OPTION_NAME},
+    {"data-dir", required_argument, NULL, OPTION_DATA_DIR},
+    {"split", required_argument, NULL, OPTION_SPLIT},
+    {"threads", required_argument, NULL, OPTION_THREADS},
+    {"ctx", required_argument, NULL, OPTION_CTX},
+    {"slots", required_argument, NULL, OPTION_SLOTS},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {NULL, 0, NULL, 0},
+};
+
+static int take_option(int key, const char *value, struct node_config *c, struct error *err)
+{
+    uint32_t seconds;
+    int rc = 0;
+    switch (key) {
+    case OPTION_MODEL:
+        return copy_text("--model", value, c->model, sizeof(c->model), err);
+    case OPTION_LISTEN:
+        return parse_address("--listen", value, NODE_API_PORT, &c->api, err);
+    case OPTION_MESH:
+        return parse_address("--mesh", value, NODE_MESH_PORT, &c->mesh, err);
+    case OPTION_PEER:
+        if (c->n_peers == LIMIT_PEERS)
+            return error_set(err, E_LIMIT, "--peer: at most %d are possible", LIMIT_PEERS);
+        rc = parse_address("--peer", value, NODE_MESH_PORT, &c->peers[c->n_peers], err);
+        c->n_peers += rc == 0;
+        return rc;
+    case OPTION_WAIT_PEERS:
+        rc = cli_parse_u32("--wait-peers", value, 0, 3600, &seconds, err);
+        if (rc == 0)
+            c->wait_peers_ms = seconds * 1000;
+        return rc;
+    case OPTION_SECRET_FILE:
+        return read_secret(value, c, err);
+    case OPTION_NAME:
+        return copy_text("--name", value, c->name, sizeof(c->name), err);
+    case OPTION_DATA_DIR:
+        return copy_text("--data-dir", value, c->data_dir, sizeof(c->data_dir), err);
+    case OPTION_SPLIT:
+        rc = check_split(value, err);
+        return rc != 0 ? rc : copy_text("--split", value, c->split, sizeof(c->split), err);
+    case OPTION_THREADS:
+        return cli_parse_u32("--threads", value, 1, 1024, &c->n_threads, err);
+    case OPTION_CTX:
+        return cli_parse_u32("--ctx", value, 16, 1u << 24, &c->n_ctx, err);
+    case OPTION_SLOTS:
+        return cli_parse_u32("--slots", value, 1, LIMIT_SLOTS, &c->n_slots, err);
+    default:
+        return error_set(err, E_INVALID, "see `shoal serve --help`");
+    }
+}
+
+/* A model's path must mean the same on all nodes, so it is made absolute; a name is looked up by
+ * the node, in its data folder. */
+static int finish(struct node_config *c, struct error *err)
+{
+    char folder[PATH_MAX], path[sizeof(c->model)];
+    int rc =
+        c->data_dir[0] == '\0' ? node_options_data_dir(c->data_dir, sizeof(c->data_dir), err) : 0;
+    if (rc == 0 && c->model[0] != '\0' && c->model[0] != '/' && access(c->model, F_OK) == 0 &&
+        getcwd(folder, sizeof(folder)) != NULL) {
+        int len = snprintf(path, sizeof(path), "%s/%s", folder, c->model);
+        if (len < 0 || (size_t)len >= sizeof(path))
+            return error_set(err, E_LIMIT, "--model: the path is longer than %zu bytes",
+                             sizeof(path) - 1);
+        memcpy(c->model, path, (size_t)len + 1);
+    }
+    if (c->name[0] == '\0') {
+        struct device_info device;
+        device_get_info(&device);
+        snprintf(c->name, sizeof(c->name), "%s", device.host_name);
+    }
+    ssize_t n = readlink("/proc/self/exe", c->program, sizeof(c->program) - 1);
+    if (rc == 0 && n <= 0)
+        rc = error_set(err, -errno, "cannot find this program's own file: %s", strerror(errno));
+    return rc;
+}
+
+int node_options_parse(int argc, char **argv, struct node_config *ret_config, bool *ret_wants_help,
+                       struct error *err)
+{
+    struct node_config *c = ret_config;
+    int key;
+    *c = (struct node_config){
+        .api = {.host = "127.0.0.1", .port = NODE_API_PORT},
+        .mesh = {.host = "127.0.0.1", .port = NODE_MESH_PORT},
+        .wait_peers_ms = NODE_WAIT_PEERS_MS,
+    };
+    optind = 1;
+    while ((key = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        if (key == OPTION_HELP) {
+            *ret_wants_help = true;
+            return 0;
+        }
+        int rc = take_option(key, optarg, c, err);
+        if (rc != 0)
+            return rc;
+    }
+    if (optind < argc)
+        return error_set(err, E_INVALID, "'%s' is not an option: see `shoal serve --help`",
+                         argv[optind]);
+    return finish(c, err);
+}

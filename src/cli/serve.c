@@ -1,0 +1,131 @@
+/* `shoal serve`: the daemon. */
+#include "base/log.h"
+#include "cli/cli.h"
+#include "cli/node_options.h"
+#include "node/node.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void print_help(void)
+{
+    printf(
+        "usage: shoal serve [options]\n\n"
+        "Serves the API of this node, and the model, if one is given.\n\n"
+        "  --model MODEL        file, or name of one in the data folder's models/\n"
+        "  --listen ADDR:PORT   where the API listens (default 127.0.0.1:%d)\n"
+        "  --mesh ADDR:PORT     where other nodes connect (default 127.0.0.1:%d)\n"
+        "  --peer ADDR:PORT     another node's mesh address; may be repeated\n"
+        "  --wait-peers S       seconds to wait for them before the model starts (default %d)\n"
+        "  --secret-file FILE   a secret that all nodes share; others are refused\n"
+        "  --name NAME          of this node (default: the host's)\n"
+        "  --data-dir DIR       default $XDG_DATA_HOME/shoal\n"
+        "  --split SPLIT        pipeline, tensor or SxT (S stages of T ranks); default: over all\n"
+        "                       nodes by their free memory\n"
+        "  --threads N          compute threads of this node (default: all cores)\n"
+        "  --ctx N              tokens that one request may hold (default: the model's, at most\n"
+        "                       4096)\n"
+        "  --slots N            requests at the same time (default %d)\n\n"
+        "Links between nodes are not encrypted: use other addresses than 127.0.0.1 on trusted\n"
+        "networks only. SIGTERM and SIGINT let requests finish; a second one stops at once.\n",
+        NODE_API_PORT, NODE_MESH_PORT, NODE_WAIT_PEERS_MS / 1000, NODE_SLOTS_DEFAULT);
+}
+
+struct serve {
+    uv_loop_t loop;
+    uv_signal_t term, interrupt;
+    struct node *node;
+    bool is_stopping, is_ready;
+    struct node_config config;
+    int exit_code;
+};
+
+static void on_stopped(void *arg)
+{
+    struct serve *s = arg;
+    s->node = NULL;
+    uv_close((uv_handle_t *)&s->term, NULL);
+    uv_close((uv_handle_t *)&s->interrupt, NULL);
+}
+
+static void on_signal(uv_signal_t *handle, int number)
+{
+    struct serve *s = handle->data;
+    log_info("node", "signal %d -> %s", number, s->is_stopping ? "stop at once" : "stop");
+    if (s->node != NULL)
+        node_stop(s->node, s->is_stopping, on_stopped, s);
+    s->is_stopping = true;
+}
+
+/* A model that cannot even be opened is the caller's mistake: say so and end, rather than serve
+ * nothing. Everything else is tried again. */
+static void on_model_status(void *arg, const struct instance_info *info)
+{
+    struct serve *s = arg;
+    if (info->status == INSTANCE_FAILED && info->path[0] == '\0') {
+        fprintf(stderr, "shoal: model %s: %s\n", info->model_id, info->error);
+        s->exit_code = error_exit_code(E_NOTFOUND);
+        s->is_stopping = true;
+        node_stop(s->node, true, on_stopped, s);
+    } else if (info->status == INSTANCE_SERVING) {
+        printf("shoal: model %s is ready (%s, %u rank%s) at http://%s:%u\n", info->model_id,
+               info->split, info->n_ranks, info->n_ranks == 1 ? "" : "s", s->config.api.host,
+               node_api_port(s->node));
+        fflush(stdout);
+    }
+}
+
+static int serve(struct serve *s)
+{
+    struct error err = {0};
+    struct node_events events = {.arg = s, .model_status = on_model_status};
+    uv_loop_init(&s->loop);
+    int rc = node_start(&s->loop, &s->config, &events, &s->node, &err);
+    if (rc != 0) {
+        uv_run(&s->loop, UV_RUN_DEFAULT); /* what was begun ends */
+        uv_loop_close(&s->loop);
+        return cli_fail(&err);
+    }
+    uv_signal_init(&s->loop, &s->term);
+    uv_signal_init(&s->loop, &s->interrupt);
+    s->term.data = s->interrupt.data = s;
+    uv_signal_start(&s->term, on_signal, SIGTERM);
+    uv_signal_start(&s->interrupt, on_signal, SIGINT);
+    printf("shoal: node %s serves its API at http://%s:%u, mesh at %s:%u%s\n", s->config.name,
+           s->config.api.host, node_api_port(s->node), s->config.mesh.host, node_mesh_port(s->node),
+           s->config.model[0] != '\0' ? "; the model is loading" : "");
+    fflush(stdout);
+    uv_run(&s->loop, UV_RUN_DEFAULT);
+    uv_loop_close(&s->loop);
+    return s->exit_code;
+}
+
+int cli_serve(int argc, char **argv)
+{
+    struct error err = {0};
+    struct serve *s = calloc(1, sizeof(*s));
+    if (s == NULL)
+        return error_exit_code(E_NOMEM);
+    bool wants_help = false;
+    int rc = node_options_parse(argc, argv, &s->config, &wants_help, &err);
+    if (rc == 0 && wants_help) {
+        print_help();
+        free(s);
+        return 0;
+    }
+    if (rc != 0) {
+        free(s);
+        return cli_fail(&err);
+    }
+    /* Writes to a peer or client that has left are errors here, not signals. */
+    signal(SIGPIPE, SIG_IGN);
+    char identity[96];
+    snprintf(identity, sizeof(identity), "node=%s", s->config.name);
+    log_set_identity(identity);
+    int code = serve(s);
+    free(s);
+    return code;
+}

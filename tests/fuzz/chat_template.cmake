@@ -1,0 +1,1 @@
+shoal_fuzz_target(chat_template text)
