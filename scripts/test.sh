@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# test.sh [SUITE...]: installs what tests need, runs the suites (all of them without arguments) and adds up their results. Suites:
+#   unit              CTest in build/dev: unit tests and fuzz corpora
+#   asan, tsan        the same under sanitizers
+#   lint              the checks of scripts/lint.py
+#   any other name    the pytest suite in tests/NAME
+# A step that fails is counted as a failed test, and the suites that do not depend on it still run.
+. "$(dirname "$0")/env.sh"
+results=$BUILD/results
+rm -rf "$results" && mkdir -p "$results"
+
+# Folders of tests/unit that have threads or share memory; the others would only cost time under the thread sanitizer.
+tsan_folders='base|comm|engine|runner|mesh|api|node'
+
+export SHOAL_TEST_MODELS=$BUILD/models
+# Leaks and reports must fail a test; the suppression files say what is not ours.
+export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1:abort_on_error=0
+export LSAN_OPTIONS=suppressions=$ROOT/tests/lsan.supp:print_suppressions=0
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+export TSAN_OPTIONS=suppressions=$ROOT/tests/tsan.supp:halt_on_error=1:second_deadlock_stack=1
+
+pytest_suites=()
+for folder in tests/*/; do
+    if compgen -G "${folder}test_*.py" >/dev/null; then
+        pytest_suites+=("$(basename "$folder")")
+    fi
+done
+suites=("$@")
+[ $# -gt 0 ] || suites=(unit "${pytest_suites[@]}" asan tsan lint)
+wants() { [[ " ${suites[*]} " == *" $1 "* ]]; }
+
+# fail SUITE NAME LOG: a failed step as a failed test of its own, with the end of its log.
+fail() {
+    python3 - "$results/$1.xml" "$2" "$LOGS/$3.log" <<'PYTHON'
+import sys, xml.etree.ElementTree as ET
+from pathlib import Path
+target, name, log = sys.argv[1:]
+suite = ET.parse(target).getroot() if Path(target).exists() else ET.Element("testsuite")
+case = ET.SubElement(suite, "testcase", name=name)
+text = Path(log).read_text(errors="replace") if Path(log).exists() else "no log"
+text = "".join(c for c in text if c in "\n\t" or c >= " ")
+lines = text.splitlines()
+first = next((i for i, line in enumerate(lines) if line.startswith(("FAILED:", "CMake Error"))), max(0, len(lines) - 40))
+ET.SubElement(case, "failure", message="failed").text = "\n".join(lines[first:first + 40])
+ET.ElementTree(suite).write(target)
+PYTHON
+}
+
+# step NAME COMMAND...: part of the preparation.
+step() {
+    local name=$1
+    shift
+    if ! "$@"; then
+        printf '%s\n' "the step '$name' failed; its own output is above" >"$LOGS/step-$name.log"
+        fail setup "setup.$name" "step-$name"
+        return 1
+    fi
+}
+
+build_failed() {
+    note "${RED}failed${PLAIN}: building build/$1; details at the end"
+    fail setup "build.$1" "build-$1"
+}
+
+# timed SUITE COMMAND...: runs it, notes how long it took; its exit code does not count, its results do.
+timed() {
+    local suite=$1 start=$SECONDS
+    shift
+    "$@" || true
+    echo $((SECONDS - start)) >"$results/$suite.seconds"
+}
+
+# Address randomization with many bits is more than clang 14's thread sanitizer can map.
+plain_addresses=()
+if setarch "$(uname -m)" -R true 2>/dev/null; then
+    plain_addresses=(setarch "$(uname -m)" -R)
+fi
+
+# run_ctest SUITE PRESET CTEST-ARGUMENTS...
+run_ctest() {
+    local suite=$1 preset=$2 launcher=()
+    shift 2
+    say "$suite: CTest in build/$preset"
+    LOG_TAIL=0 scripts/build.sh "$preset" || build_failed "$preset"
+    [ -f "build/$preset/CTestTestfile.cmake" ] || return 0
+    [ "$preset" != tsan ] || launcher=("${plain_addresses[@]}")
+    LOG_TAIL=0 SHOAL_BUILD=$BUILD/$preset run_logged "$suite" "running tests" "${launcher[@]}" ctest --test-dir "build/$preset" -j "$JOBS" \
+        --no-tests=ignore --output-junit "$results/$suite.xml" "$@" || note "some tests failed; details at the end"
+}
+
+run_pytest() {
+    local suite=$1 rc=0
+    say "$suite: pytest in tests/$suite"
+    LOG_TAIL=0 SHOAL_BUILD=$BUILD/dev run_logged "$suite" "running tests" "$BUILD/venv/bin/python" -m pytest -p no:cacheprovider -rA -q \
+        -o junit_family=xunit2 --junitxml "$results/$suite.xml" "tests/$suite" || rc=$?
+    [ $rc -eq 0 ] || note "some tests failed; details at the end"
+    [ -f "$results/$suite.xml" ] || fail "$suite" "$suite.start" "$suite"
+}
+
+run_lint() {
+    say "lint: layers, format, links, syntax, clang-tidy"
+    LOG_TAIL=0 run_logged lint "running checks" "$BUILD/lint/bin/python" scripts/lint.py --junit "$results/lint.xml" ||
+        note "some checks failed; details at the end"
+    [ -f "$results/lint.xml" ] || fail lint lint.start lint
+    { grep '^note: ' "$LOGS/lint.log" || true; } | sed 's/^note: /    /'
+}
+
+prepare() {
+    step packages scripts/install.sh build test || return 1
+    step libraries scripts/libraries.sh || return 1
+    step models scripts/models.sh test || true
+    step venv make_venv "$BUILD/venv" "installing the Python packages of the tests" scripts/requirements/test.txt \
+        $(compgen -G 'tests/*/requirements.txt' || true) || true
+    ! wants lint || step lint-tools make_venv "$BUILD/lint" "installing clang-format and clang-tidy" scripts/requirements/lint.txt || true
+}
+
+if prepare; then
+    ! wants unit || timed unit run_ctest unit dev
+    needs_dev=''
+    for suite in "${suites[@]}"; do
+        case $suite in
+        unit | asan | tsan) ;;
+        lint) [ -f build/dev/compile_commands.json ] || needs_dev=1 ;;
+        *) wants unit || needs_dev=1 ;;
+        esac
+    done
+    [ -z "$needs_dev" ] || LOG_TAIL=0 scripts/build.sh dev || build_failed dev
+    for suite in "${suites[@]}"; do
+        case $suite in
+        unit) ;;
+        asan) timed asan run_ctest asan asan -L 'unit|fuzz' ;;
+        tsan) timed tsan run_ctest tsan tsan -R "^unit\.($tsan_folders)\." ;;
+        lint) timed lint run_lint ;;
+        *) timed "$suite" run_pytest "$suite" ;;
+        esac
+    done
+fi
+python3 scripts/results.py "$results"
