@@ -222,28 +222,39 @@ static int read_slice(const struct loader *l, const struct tensor_slice *s, char
     return rc;
 }
 
+static int compare_size(const void *a, const void *b)
+{
+    const struct load_item *x = a, *y = b;
+    size_t n = ggml_nbytes(x->tensor), m = ggml_nbytes(y->tensor);
+    return n < m ? 1 : n > m ? -1 : 0;
+}
+
+/* A repacked tensor is set as a whole, from a copy that exists beside it for a moment. The largest
+ * go first, while little else is resident, so that the copy does not raise the peak. */
+static int fill_repacked(const struct loader *l, const struct load_item *item, struct error *err)
+{
+    size_t bytes = ggml_nbytes(item->tensor);
+    char *copy = malloc(bytes);
+    if (copy == NULL)
+        return error_set(err, E_NOMEM, "out of memory");
+    int rc = read_slice(l, &item->slice, copy, err);
+    if (rc == 0)
+        ggml_backend_tensor_set(item->tensor, copy, 0, bytes);
+    free(copy);
+    return rc;
+}
+
 static int fill(struct loader *l, struct error *err)
 {
-    size_t staging_bytes = 0;
-    for (size_t i = 0; i < l->n_items; i++)
-        if (l->items[i].place == PLACE_REPACKED && ggml_nbytes(l->items[i].tensor) > staging_bytes)
-            staging_bytes = ggml_nbytes(l->items[i].tensor);
-    char *staging = staging_bytes > 0 ? malloc(staging_bytes) : NULL;
-    if (staging_bytes > 0 && staging == NULL)
-        return error_set(err, E_NOMEM, "out of memory");
-
+    qsort(l->items, l->n_items, sizeof(*l->items), compare_size);
     int rc = 0;
     for (size_t i = 0; i < l->n_items && rc == 0; i++) {
-        struct load_item *item = &l->items[i];
-        if (item->place == PLACE_PLAIN) {
+        const struct load_item *item = &l->items[i];
+        if (item->place == PLACE_PLAIN)
             rc = read_slice(l, &item->slice, item->tensor->data, err);
-        } else if (item->place == PLACE_REPACKED) {
-            rc = read_slice(l, &item->slice, staging, err);
-            if (rc == 0)
-                ggml_backend_tensor_set(item->tensor, staging, 0, ggml_nbytes(item->tensor));
-        }
+        else if (item->place == PLACE_REPACKED)
+            rc = fill_repacked(l, item, err);
     }
-    free(staging);
     return rc;
 }
 
@@ -280,9 +291,9 @@ static int load(struct loader *l, struct error *err)
         rc = place_in_buffer(l, PLACE_PLAIN, ggml_backend_cpu_buffer_type(), &w->plain,
                              &w->bytes_plain, err);
     if (rc == 0)
-        rc = map_file(l, err);
-    if (rc == 0)
         rc = fill(l, err);
+    if (rc == 0)
+        rc = map_file(l, err);
     return rc;
 }
 

@@ -1,7 +1,8 @@
 //! Runs one compilation or rendering on a thread of its own with a deep stack, and turns a panic into an error.
 //!
 //! The depth of minijinja's syntax tree, and of values inside each other, is bounded only by the source's length and by the steps; both
-//! are walked and freed by recursion. The stack is address space, not memory, until it is used. Starting a thread takes about 50 us.
+//! are walked and freed by recursion. The stack is address space, not memory, until it is used. A rendering of
+//! one letter, thread included, takes 40 to 130 us on a busy two-core machine.
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Once;
