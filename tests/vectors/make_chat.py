@@ -29,7 +29,7 @@ PLAIN = [  # for models without a chat template
     "A bicycle has two wheels, a frame and a chain. To repair a flat tire,",
 ]
 PROMPTS = {"smollm2": CHAT, "gemma3": PLAIN}
-N_TOKENS = 560  # of answers, for each model
+N_TOKENS = 512  # of answers, for each model
 
 
 def conversations(name):

@@ -3,8 +3,9 @@
     make_reference.py MODEL.gguf NAME TOKENIZE_TOOL
 
 TOKENIZE_TOOL: the program of that name in a build folder. Kept, for every token: its negative log-likelihood, the eight best
-logits, and 32 logits of fixed other tokens, so that the file stays small and anybody can check it again. Slow (half an hour on
-two processors): hence kept in the tree. test_reference.py checks a part of it against the live reference engine each time.
+logits, and 32 logits of fixed other tokens, so that the file stays small and anybody can check it again. nll_8_bits: the negative
+log-likelihoods once more, when the inputs of quantized matrices are rounded to 8 bits as ggml does. Slow (half an hour on two
+processors): hence kept in the tree. test_reference.py checks a part of it against the live reference engine each time.
 """
 
 import sys
@@ -33,23 +34,28 @@ def summarize(logits, targets, others):
     }
 
 
+def score(model, tokens, **options):
+    targets = np.append(tokens[1:], tokens[:1])  # the last one's is dropped in the end
+    parts = []
+    for first, logits in reference_engine.logits_in_parts(model, tokens, **options):
+        others = ((np.arange(N_OTHERS) * 7919 + 17) % logits.shape[1]).astype(np.int32)
+        parts.append(summarize(logits, targets[first:first + len(logits)], others))
+        print(f"{first + len(logits)} of {len(tokens)} tokens", flush=True)
+    kept = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return {**kept, "nll": kept["nll"][:-1], "others": others}
+
+
 def main():
     path, name, tokenize_tool = sys.argv[1:4]
     here = Path(__file__).parent
     tokens = engine_runs.tokenize(tokenize_tool, path, (here / "data" / "text.md").read_bytes())[:N_TOKENS]
     model = reference_engine.load(path)
-    targets = np.append(tokens[1:], tokens[:1])  # the last one's is left out below
-    parts = []
-    for first, logits in reference_engine.logits_in_parts(model, tokens):
-        if not parts:
-            others = ((np.arange(N_OTHERS) * 7919 + 17) % logits.shape[1]).astype(np.int32)
-        parts.append(summarize(logits, targets[first:first + len(logits)], others))
-        print(f"{first + len(logits)} of {len(tokens)} tokens", flush=True)
-    kept = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    kept["nll"] = kept["nll"][:-1]
+    kept = score(model, tokens)
+    kept["nll_8_bits"] = score(model, tokens, before_head=reference_engine.quantize_activations(model, path))["nll"]
     out = here / "data" / f"reference_{name}.npz"
-    np.savez_compressed(out, tokens=tokens.astype(np.int32), others=others, **kept)
-    print(f"{out}: {len(tokens)} tokens, perplexity {np.exp(kept['nll'].astype(np.float64).mean()):.4f}")
+    np.savez_compressed(out, tokens=tokens.astype(np.int32), **kept)
+    for key in ("nll", "nll_8_bits"):
+        print(f"{out}: {len(tokens)} tokens, {key}: perplexity {np.exp(kept[key].astype(np.float64).mean()):.4f}")
 
 
 if __name__ == "__main__":

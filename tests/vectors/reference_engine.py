@@ -126,11 +126,53 @@ def hidden_states(model, tokens):
     return model.model(ids, input_embeddings=model.model.embed_tokens(ids) * (factor / rounded))
 
 
-def logits_in_parts(model, tokens, n_part=256):
+def to_8_bits(x, n_block):
+    """What ggml makes of the input of a quantized matrix: 8 bits for each value, one scale for a block (f16 for blocks of 32, which
+    older types of weights have; f32 for the blocks of 256 of the K types)."""
+    import mlx.core as mx
+
+    blocks = x.reshape(-1, n_block)
+    scale = mx.abs(blocks).max(axis=1, keepdims=True) / 127
+    whole = mx.where(scale > 0, mx.round(blocks / mx.where(scale > 0, scale, 1)), 0)
+    if n_block == 32:
+        scale = scale.astype(mx.float16).astype(mx.float32)
+    return (whole * scale).reshape(x.shape)
+
+
+def quantize_activations(model, path):
+    """From now on every matrix that the file has quantized sees inputs of 8 bits. Returns a function that does it to the head's."""
+    import mlx.nn as nn
+
+    types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
+
+    def n_block(name):
+        kind = types[name]
+        return None if kind in ("F32", "F16", "BF16") else 256 if kind.endswith("_K") else 32
+
+    class Rounded(nn.Module):
+        def __init__(self, inner, size):
+            super().__init__()
+            self.inner, self.size = inner, size
+
+        def __call__(self, x):
+            return self.inner(to_8_bits(x, self.size))
+
+    for index, layer in enumerate(model.model.layers):
+        for short, long in LAYER_NAMES.items():
+            name = f"blk.{index}.{short}.weight"
+            if "proj" in long and n_block(name):
+                group, attribute = long.split(".")
+                parent = getattr(layer, group)
+                setattr(parent, attribute, Rounded(getattr(parent, attribute), n_block(name)))
+    head = n_block("output.weight" if "output.weight" in types else "token_embd.weight")
+    return (lambda x: to_8_bits(x, head)) if head else (lambda x: x)
+
+
+def logits_in_parts(model, tokens, n_part=256, before_head=lambda x: x):
     """Yields (index of the first token, f32 [at most n_part][n_vocab]); all of them at once can be gigabytes."""
     import mlx.core as mx
 
-    hidden = hidden_states(model, tokens)
+    hidden = before_head(hidden_states(model, tokens))
     mx.eval(hidden)
     head = model.lm_head if hasattr(model, "lm_head") else model.model.embed_tokens.as_linear
     for first in range(0, len(tokens), n_part):

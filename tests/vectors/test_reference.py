@@ -15,10 +15,12 @@ from make_reference import summarize
 NAMES = ["smollm2", "gemma3"]
 N_LOGITS = 512  # tokens whose logits are compared
 
-# Largest differences of a logit. Measured on x86-64 with AVX2 and AVX-512: see docs/internals/numerics.md.
-LOGIT_MAX = {"smollm2": 0.05, "gemma3": 0.05}
-LOGIT_RMS = {"smollm2": 0.005, "gemma3": 0.005}
+# Largest and rms difference of logits.
+LOGIT_MAX = {"smollm2": 0.04, "gemma3": 0.03}  # measured: 0.019, 0.015
+LOGIT_RMS = {"smollm2": 0.004, "gemma3": 0.004}  # measured: 0.0020, 0.0024
 PERPLEXITY_MAX = 0.005  # relative
+# What rounding activations to 8 bits costs the reference engine itself (nll_8_bits against nll), rounded up.
+ROUNDING_COST_MAX = {"smollm2": 0.005, "gemma3": 0.0085}
 
 
 @functools.cache
@@ -65,19 +67,31 @@ def test_logits(name):
     assert len(others) <= N_LOGITS // 100
 
 
-@pytest.mark.parametrize("weights", ["f32", "quantized"])
-@pytest.mark.parametrize("name", NAMES)
-def test_perplexity(name, weights):
-    """The reference has the dequantized weights, so "quantized" shows what quantizing the activations costs."""
-    nll_ref = reference(name)["nll"].astype(np.float64)
-    ours = scored(name, weights)[:len(nll_ref)]
+def perplexity(name, weights, key):
+    """(relative difference from the reference's, standard error of that): the error says whether the figure means anything."""
+    expected = reference(name)[key].astype(np.float64)
+    ours = scored(name, weights)[:len(expected)]
     nll = ours["log_sum"] - ours["picked"][:, 0]
-    ratio = np.exp(nll.mean() - nll_ref.mean())
-    # How far chance alone would move the mean of such differences: it says whether the figure means anything.
-    error = (nll - nll_ref).std() / np.sqrt(len(nll))
-    print(f"{name}, {weights}: perplexity {np.exp(nll.mean()):.4f}, reference {np.exp(nll_ref.mean()):.4f}: {100 * (ratio - 1):+.3f} % "
-          f"(standard error {100 * error:.3f} %), {len(nll)} tokens")
-    assert abs(ratio - 1) <= PERPLEXITY_MAX
+    ratio, error = np.exp(nll.mean() - expected.mean()) - 1, (nll - expected).std() / np.sqrt(len(nll))
+    print(f"{name}, {weights} weights, {key}: perplexity {np.exp(nll.mean()):.4f}, reference {np.exp(expected.mean()):.4f}: "
+          f"{100 * ratio:+.3f} % (standard error {100 * error:.3f} %), {len(nll)} tokens")
+    return ratio, error
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_perplexity(name):
+    ratio, _ = perplexity(name, "f32", "nll")
+    assert abs(ratio) <= PERPLEXITY_MAX
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_perplexity_of_the_file_as_it_is(name):
+    """With quantized weights ggml rounds the inputs of matrices to 8 bits. Against the reference engine that does the same the limit
+    is the same; against the one with dequantized weights in f32 it is what this rounding may cost."""
+    ratio, _ = perplexity(name, "quantized", "nll_8_bits")
+    assert abs(ratio) <= PERPLEXITY_MAX
+    cost, error = perplexity(name, "quantized", "nll")
+    assert cost <= ROUNDING_COST_MAX[name] + 2 * error
 
 
 # ---- live ----
@@ -128,5 +142,6 @@ def test_tiny_models_live(arch, tmp_path):
             difference = np.abs(runs.run_engine(path, [tokens], **options, **steps) - expected) / deviation
             rms = float(np.sqrt((difference.astype(np.float64)**2).mean()))
             print(f"{arch}, {name}, {steps}: {difference.max():.5f} at most, {rms:.6f} rms, in standard deviations of the logits")
-            worst = max(worst, difference.max() / TINY_MAX, rms / TINY_RMS)
+            share = 1.0 if steps else 0.5  # of the limit; short steps add up values in f16
+            worst = max(worst, difference.max() / TINY_MAX / share, rms / TINY_RMS / share)
     assert worst <= 1.0

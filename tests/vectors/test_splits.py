@@ -38,16 +38,17 @@ def pipeline(n):
 # name, pipeline, sampling, prompts
 PIPELINES = [
     ("smollm2", 2, GREEDY, range(10)),
-    ("smollm2", 3, SEEDED, range(0, 10, 3)),
-    ("gemma3", 3, GREEDY, range(1)),
-    ("gemma3", 2, SEEDED, range(1, 3)),
+    ("smollm2", 3, SEEDED, range(0, 10, 4)),
+    ("gemma3", 2, GREEDY, range(1)),
+    ("gemma3", 3, SEEDED, range(1, 2)),
 ]
 
 
 @pytest.mark.parametrize("name,n_ranks,sampling,prompts", PIPELINES,
                          ids=[f"{n}-{r}-{'greedy' if s is GREEDY else 'seeded'}" for n, r, s, _ in PIPELINES])
 def test_pipeline_gives_the_same_tokens(name, n_ranks, sampling, prompts):
-    requests = [(p, sampling, 256, split) for p in prompts for split in ({}, pipeline(n_ranks))]
+    n_max = 256 if name == "smollm2" else 128
+    requests = [(p, sampling, n_max, split) for p in prompts for split in ({}, pipeline(n_ranks))]
     found = answers(name, requests)
     lengths = [len(tokens) for tokens in found[::2]]
     print(f"{name}: answers of {lengths} tokens")
@@ -79,12 +80,13 @@ def options(**given):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pipeline_gives_the_same_bits(name):
-    """All logits of every step, prefill and single tokens, by a hash of them."""
-    for steps in ({}, {"one_by_one": 24}):
-        one = scored(name, "quantized", options(**steps))
-        assert len(set(one["hash"].tolist())) > 400
-        for n_ranks in (2, 3):
-            assert (scored(name, "quantized", options(ranks=n_ranks, **steps))["hash"] == one["hash"]).all(), (n_ranks, steps)
+    """All logits of every step, of many tokens and of one, by a hash of them."""
+    tokens = conversations(name)[0]["tokens"][:96]
+    for steps in ({}, {"one_by_one": 16}):
+        one, *others = [runs.run_engine(runs.model(name), [tokens], np.zeros((96, 1)), ranks=n, **steps) for n in (1, 2, 3)]
+        assert len(set(one["hash"].tolist())) == 96
+        for other in others:
+            assert other.tobytes() == one.tobytes(), steps
 
 
 TENSORS = {"tensor 2": {"split": "tensor", "ranks": 2}, "tensor 3": {"split": "tensor", "ranks": 3},
@@ -93,7 +95,7 @@ TENSORS = {"tensor 2": {"split": "tensor", "ranks": 2}, "tensor 3": {"split": "t
 # two are more than gemma3 has.
 TENSOR_RUNS = {
     "smollm2": [("tensor 2", GREEDY, 256), ("tensor 2", SEEDED, 256), ("tensor 3", SEEDED, 128), ("tensor 4", GREEDY, 128), ("2x2", SEEDED, 128)],
-    "gemma3": [("tensor 2", SEEDED, 96), ("2x2", GREEDY, 48)],
+    "gemma3": [("tensor 2", SEEDED, 64), ("2x2", GREEDY, 32)],
 }
 
 
@@ -108,34 +110,46 @@ def test_tensor_split_repeats_itself(name):
         assert found[0] == found[1] == found[2], split
 
 
+def margins(rows):
+    return rows["logit"] - rows["second"]
+
+
+@functools.cache
+def noise(name):
+    """What rounding does to one process: it takes short steps through other kernels than long ones. (share of choices that are the
+    same, rms change of the margin between the two likeliest tokens)"""
+    one, other = scored(name, "quantized"), scored(name, "quantized", options(batch=32))
+    change = margins(one) - margins(other)
+    return float((one["token"] == other["token"]).mean()), float(np.sqrt((change.astype(np.float64)**2).mean()))
+
+
 def compare(name, weights, split):
-    """(share of the same choices, largest margin where they differ, the bound for that)."""
-    one = scored(name, weights)
-    # Rounding of one process against itself: short steps use other kernels than long ones.
-    chunked = scored(name, weights, options(batch=32))
-    noise = np.abs(chunked["picked"] - one["picked"])
-    bound = 2 * float(noise.max())
-    other = scored(name, weights, tuple(TENSORS[split].items()))
-    differs = np.flatnonzero(other["token"] != one["token"])
-    margins = (one["logit"] - one["second"])[differs]
-    agreement = 1 - len(differs) / len(one)
-    print(f"{name}, {weights}, {split}: {len(differs)} of {len(one)} choices differ, agreement {100 * agreement:.2f} % (one process in "
-          f"steps of 32 tokens: {100 * (chunked['token'] == one['token']).mean():.2f} %); margins there {np.round(margins, 3).tolist()}, "
-          f"bound {bound:.3f}; rms difference {np.sqrt(((other['picked'] - one['picked'])**2).mean()):.4f}, of steps of 32 "
-          f"{np.sqrt((noise**2).mean()):.4f}")
-    return agreement, margins.max(initial=0.0), bound
+    """(share of the same choices, margins where they differ)."""
+    one, other = scored(name, weights), scored(name, weights, tuple(TENSORS[split].items()))
+    differs = one["token"] != other["token"]
+    rms = np.sqrt(((other["picked"] - one["picked"])**2).mean())
+    print(f"{name}, {weights} weights, {split}: {differs.sum()} of {len(one)} choices differ, {100 * (1 - differs.mean()):.2f} % agree; "
+          f"logits differ by {rms:.4f} rms; margins where choices differ: {np.round(margins(one)[differs], 3).tolist()}")
+    return 1 - differs.mean(), margins(one)[differs]
 
 
-@pytest.mark.parametrize("split", TENSORS)
-@pytest.mark.parametrize("name", NAMES)
+COMPARED = [("smollm2", split) for split in TENSORS] + [("gemma3", "tensor 2"), ("gemma3", "tensor 3")]
+
+
+@pytest.mark.parametrize("name,split", COMPARED)
 def test_tensor_split_agrees(name, split):
+    """As well as one process agrees with itself, and always where the choice is clear."""
     assert len(scored(name, "quantized")) >= 512
-    agreement, margin, bound = compare(name, "quantized", split)
-    assert agreement >= 0.98
-    assert margin <= bound
+    agreement, differing = compare(name, "quantized", split)
+    self_agreement, deviation = noise(name)
+    n_close = int((margins(scored(name, "quantized")) <= 3 * deviation).sum())
+    print(f"one process in steps of 32 tokens: {100 * self_agreement:.2f} % agree, margins change by {deviation:.3f} rms; margins below "
+          f"three times that: {n_close}")
+    assert agreement >= self_agreement - 0.02  # two standard errors of such a difference
+    assert differing.max(initial=0.0) <= 3 * deviation
 
 
 @pytest.mark.parametrize("name,split", [("smollm2", "tensor 2"), ("smollm2", "tensor 4"), ("gemma3", "2x2")])
 def test_tensor_split_agrees_with_f32_weights(name, split):
-    agreement, _, _ = compare(name, "f32", split)
+    agreement, _ = compare(name, "f32", split)
     assert agreement == 1.0
