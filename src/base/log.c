@@ -51,7 +51,8 @@ int log_configure(const char *spec, struct error *err)
             settings.level = level;
         } else {
             if (settings.n_components == COMPONENTS_MAX || name_len >= COMPONENT_BYTES)
-                return error_set(err, E_LIMIT, "too many or too long component names in log levels");
+                return error_set(err, E_LIMIT,
+                                 "too many or too long component names in log levels");
             memcpy(settings.component[settings.n_components].name, p, name_len);
             settings.component[settings.n_components].name[name_len] = '\0';
             settings.component[settings.n_components++].level = level;

@@ -1,6 +1,7 @@
 #include "base/utf8.h"
 
-/* Length promised by the first byte, and the range its second byte must be in (RFC 3629, section 4). */
+/* Length promised by the first byte, and the range its second byte must be in (RFC 3629, section
+ * 4). */
 static size_t lead_length(unsigned char lead, unsigned char *ret_low, unsigned char *ret_high)
 {
     *ret_low = 0x80;

@@ -1,4 +1,5 @@
-/* Runs each file of the folders and files given through a fuzz target, without libFuzzer: the corpus as a normal test. */
+/* Runs each file of the folders and files given through a fuzz target, without libFuzzer: the
+ * corpus as a normal test. */
 #include <dirent.h>
 #include <stdint.h>
 #include <stdio.h>

@@ -127,8 +127,10 @@ static void utf8_is_checked_strictly(void **state)
     assert_int_equal(utf8_sequence_length("\xC3\xA9", 2), 2);
     assert_int_equal(utf8_sequence_length("\xE2\x82\xAC", 3), 3);
     assert_int_equal(utf8_sequence_length("\xF0\x9F\x98\x80", 4), 4);
-    static const char *const invalid[] = {"\x80", "\xC0\xAF", "\xC1\xBF", "\xE0\x80\x80", "\xED\xA0\x80",
-                                          "\xF0\x80\x80\x80", "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xFF"};
+    static const char *const invalid[] = {
+        "\x80",         "\xC0\xAF",         "\xC1\xBF",         "\xE0\x80\x80",
+        "\xED\xA0\x80", "\xF0\x80\x80\x80", "\xF4\x90\x80\x80", "\xF5\x80\x80\x80",
+        "\xFF"};
     for (size_t i = 0; i < sizeof(invalid) / sizeof(invalid[0]); i++)
         assert_int_equal(utf8_sequence_length(invalid[i], strlen(invalid[i])), 0);
     assert_true(utf8_is_incomplete("\xE2\x82", 2));
@@ -150,7 +152,8 @@ static void json_is_strict_in_and_clean_out(void **state)
     (void)state;
     json_t *value;
     struct error err;
-    static const char *const bad[] = {"", "{", "{\"a\":1} x", "[1,]", "\"\xFF\"", "{'a':1}", "nul", "01"};
+    static const char *const bad[] = {"",         "{",       "{\"a\":1} x", "[1,]",
+                                      "\"\xFF\"", "{'a':1}", "nul",         "01"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
         assert_int_equal(json_parse(bad[i], strlen(bad[i]), &value, &err), E_FORMAT);
     static char deep[200000];
@@ -163,7 +166,8 @@ static void json_is_strict_in_and_clean_out(void **state)
     assert_string_equal(buf_str(&b), "\"a\\\"\\\\\\n\\u0001\xC3\xA9\xEF\xBF\xBD\\u0000z\"");
     assert_int_equal(json_parse(b.data, b.len, &value, &err), 0);
     json_decref(value);
-    static const double numbers[] = {0, 1, -1.5, 0.1, 1e300, 3.0000000000000004, 123456789012345678.0};
+    static const double numbers[] = {
+        0, 1, -1.5, 0.1, 1e300, 3.0000000000000004, 123456789012345678.0};
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
         buf_reset(&b);
         json_append_double(&b, numbers[i]);
