@@ -265,13 +265,13 @@ static size_t summary_bytes(uint32_t n_max)
     return sizeof(struct summary_head) + n_max * sizeof(struct candidate);
 }
 
+/* best[n_max] is work space. */
 static void summarize(const struct sampling *p, const float *logits, struct range vocab,
-                      uint32_t n_max, uint8_t *out)
+                      uint32_t n_max, struct candidate *best, uint8_t *out)
 {
     uint32_t n_slice = vocab.end - vocab.begin;
     struct summary_head head = {.max = -INFINITY};
     memset(out, 0, summary_bytes(n_max));
-    struct candidate *best = (struct candidate *)(void *)(out + sizeof(head));
     head.n = select_best(logits, vocab, n_max, best);
     head.is_whole = head.n == n_slice;
     if (head.n > 0)
@@ -280,6 +280,7 @@ static void summarize(const struct sampling *p, const float *logits, struct rang
     if (p->temperature > 0 && (p->top_k == 0 || p->top_k > n_max))
         head.sum = sum_of_exponentials(logits, n_slice, head.max, 1 / p->temperature);
     memcpy(out, &head, sizeof(head));
+    memcpy(out + sizeof(head), best, head.n * sizeof(*best));
 }
 
 /* ---- choosing ---- */
@@ -296,21 +297,18 @@ struct pool {
 static int merge(struct sampler *s, const struct sampling *p, const uint8_t *wire, uint32_t n_ranks,
                  uint32_t n_max, struct pool *ret_pool, struct error *err)
 {
-    int rc = ensure((void **)&s->merged, &s->merged_cap, (size_t)n_ranks * n_max,
-                    sizeof(*s->merged), err);
-    if (rc != 0)
-        return rc;
     struct pool pool = {.best = s->merged, .is_whole = true};
-    struct candidate limit = {-INFINITY,
-                              INT32_MAX}; /* behind it a slice may hold better ones than we know */
+    /* Behind the limit a slice may hold better ones than we know. */
+    struct candidate limit = {-INFINITY, INT32_MAX};
     float max = -INFINITY;
     for (uint32_t r = 0; r < n_ranks; r++) {
         struct summary_head head;
         const uint8_t *at = wire + r * summary_bytes(n_max);
         memcpy(&head, at, sizeof(head));
-        if (head.n > n_max)
-            return error_set(err, E_PROTOCOL, "a rank sent %u candidates where %u fit", head.n,
-                             n_max);
+        if (head.n > n_max || (head.n == 0 && !head.is_whole)) {
+            error_set(err, E_PROTOCOL, "a rank sent %u candidates, of at most %u", head.n, n_max);
+            return E_PROTOCOL;
+        }
         memcpy(s->merged + pool.n, at + sizeof(head), head.n * sizeof(struct candidate));
         pool.n += head.n;
         max = head.max > max ? head.max : max;
@@ -331,9 +329,10 @@ static int merge(struct sampler *s, const struct sampling *p, const uint8_t *wir
         qsort(s->merged, pool.n, sizeof(*s->merged), compare);
     while (pool.n_exact < pool.n && !is_before(limit, s->merged[pool.n_exact]))
         pool.n_exact++;
-    if (pool.n_exact == 0)
-        return error_set(err, E_INTERNAL,
-                         "no candidates to sample from: the logits are not numbers");
+    if (pool.n_exact == 0) {
+        error_set(err, E_INTERNAL, "no candidates to sample from: the logits are not numbers");
+        return E_INTERNAL;
+    }
     *ret_pool = pool;
     return 0;
 }
@@ -449,10 +448,13 @@ int sampler_choose(struct sampler *s, const struct sampling *sampling, const flo
     uint32_t n_max = candidates_wanted(sampling), n_ranks = comm != NULL ? group.n : 1;
     logits = adjust(s, sampling, logits, vocab, tokens, n_tokens);
     int rc = ensure((void **)&s->wire, &s->wire_cap, (n_ranks + 1) * summary_bytes(n_max), 1, err);
+    if (rc == 0)
+        rc = ensure((void **)&s->merged, &s->merged_cap, (size_t)n_ranks * n_max,
+                    sizeof(*s->merged), err);
     if (rc != 0)
         return rc;
     uint8_t *mine = comm != NULL ? s->wire + n_ranks * summary_bytes(n_max) : s->wire;
-    summarize(sampling, logits, vocab, n_max, mine);
+    summarize(sampling, logits, vocab, n_max, s->merged, mine);
     if (comm != NULL)
         rc = comm_all_gather(comm, group, mine, summary_bytes(n_max), s->wire, err);
     struct pool pool;

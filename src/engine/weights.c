@@ -93,10 +93,10 @@ static int add_item(struct loader *l, enum role role, uint32_t layer,
             : ggml_new_tensor_2d(l->w->context, (enum ggml_type)s->tensor->type, (int64_t)s->n_cols,
                                  (int64_t)s->n_rows);
     ggml_format_name(t, "%s.%u", role_name(role), layer);
-    if (ggml_nbytes(t) != s->row_bytes * s->n_rows)
+    unsigned long long bytes = s->row_bytes * s->n_rows;
+    if (ggml_nbytes(t) != bytes)
         return error_set(err, E_INTERNAL, "tensor '%s': ggml counts %zu bytes, the file %llu",
-                         s->tensor->name, ggml_nbytes(t),
-                         (unsigned long long)(s->row_bytes * s->n_rows));
+                         s->tensor->name, ggml_nbytes(t), bytes);
 
     item->tensor = t;
     item->place =
