@@ -117,7 +117,6 @@ void conn_enter(struct http_conn *c, enum conn_phase phase)
 static bool is_local_host(const char *host)
 {
     char name[256];
-    size_t n = strlen(host);
     struct in6_addr address;
     if (host[0] == '[') {
         const char *end = strchr(host, ']');
@@ -127,7 +126,7 @@ static bool is_local_host(const char *host)
         name[end - host - 1] = '\0';
         return inet_pton(AF_INET6, name, &address) == 1;
     }
-    n = strcspn(host, ":");
+    size_t n = strcspn(host, ":");
     if (n > 0 && host[n - 1] == '.')
         n--;
     if (n == 0 || n >= sizeof(name))

@@ -185,8 +185,7 @@ static void check_prompt(struct chat_call *c)
                          "answer. Please reduce the length of the messages.",
                          n_ctx, c->tokens.n);
         call_fail(c, &e);
-    } else if ((rc = sampling_check(&r->sampling, tokenizer_n_vocab(c->model->tokenizer), &err)) !=
-               0) {
+    } else if (sampling_check(&r->sampling, tokenizer_n_vocab(c->model->tokenizer), &err) != 0) {
         openai_error_from(&e, &err);
         call_fail(c, &e);
     } else {

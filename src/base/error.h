@@ -49,6 +49,12 @@ int error_set(struct error *err, int code, const char *fmt, ...)
 int error_wrap(struct error *err, int code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+#ifdef __clang_analyzer__
+/* Static analysis looks at one file at a time: it must be told that the code comes back. */
+#define error_set(err, code, ...)  (error_set(err, code, __VA_ARGS__), (code))
+#define error_wrap(err, code, ...) (error_wrap(err, code, __VA_ARGS__), (code))
+#endif
+
 /* Clears err. */
 void error_clear(struct error *err);
 
