@@ -189,7 +189,7 @@ static int wait_done(struct bench *b, struct traffic *ret_first, struct message_
 
 static int measure(struct bench *b, uint32_t index, struct repetition *ret, struct error *err)
 {
-    struct traffic first, last;
+    struct traffic first = {0}, last = {0};
     struct message_done done;
     int rc = submit(b, index, err);
     if (rc == 0)

@@ -95,7 +95,7 @@ static bool buffers_may_grow(int family, int name)
 
 void tcp_tune(int fd)
 {
-    struct sockaddr_storage a;
+    struct sockaddr_storage a = {0};
     socklen_t len = sizeof(a);
     if (getsockname(fd, (struct sockaddr *)&a, &len) == 0) {
         if (buffers_may_grow(a.ss_family, SO_SNDBUF))
@@ -252,7 +252,7 @@ static uint32_t count_neighbours(const struct tcp *tcp)
 {
     uint32_t n = 1;
     for (uint32_t i = 0; i < tcp->n_ranks; i++) {
-        struct sockaddr_storage ours, theirs;
+        struct sockaddr_storage ours = {0}, theirs = {0};
         socklen_t our_len = sizeof(ours), their_len = sizeof(theirs);
         if (tcp->fds[i] < 0 || getsockname(tcp->fds[i], (struct sockaddr *)&ours, &our_len) != 0 ||
             getpeername(tcp->fds[i], (struct sockaddr *)&theirs, &their_len) != 0)

@@ -10,6 +10,7 @@
 #include <ggml-alloc.h>
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,9 +72,15 @@ static void forward_log(enum ggml_log_level level, const char *text, void *arg)
         log_debug("ggml", "%s", text);
 }
 
-static int open_backend(struct engine *e, struct error *err)
+static void set_log(void)
 {
     ggml_log_set(forward_log, NULL);
+}
+
+static int open_backend(struct engine *e, struct error *err)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT; /* ranks may be threads of one process */
+    pthread_once(&once, set_log);
     e->backend = ggml_backend_cpu_init();
     if (e->backend == NULL)
         return error_set(err, E_NOMEM, "ggml's CPU back end does not start");

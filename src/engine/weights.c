@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ggml-cpu.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -48,21 +49,30 @@ static bool is_matrix_role(enum role role)
     }
 }
 
+/* ggml's list of extra buffer types, asked for once: ranks may be threads that load at the same
+ * time. */
+static ggml_backend_buffer_type_t *repack_types;
+
+static void find_repack_types(void)
+{
+    ggml_backend_dev_t device = ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0);
+    ggml_backend_dev_get_extra_bufts_t get_types =
+        (ggml_backend_dev_get_extra_bufts_t)ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts");
+    repack_types = get_types != NULL ? get_types(device) : NULL;
+}
+
 /* The first extra CPU buffer type that can multiply by this weight, as ggml's own loaders choose
  * it; NULL when the file's layout is the best. The question needs a tensor that claims to live in
  * such a buffer. */
 static ggml_backend_buffer_type_t find_repack_type(const struct loader *l,
                                                    struct ggml_tensor *weight)
 {
-    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(l->device);
-    ggml_backend_dev_get_extra_bufts_t get_types =
-        (ggml_backend_dev_get_extra_bufts_t)ggml_backend_reg_get_proc_address(
-            reg, "ggml_backend_dev_get_extra_bufts");
-    if (get_types == NULL)
-        return NULL;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, find_repack_types);
     ggml_backend_buffer_type_t found = NULL;
-    for (ggml_backend_buffer_type_t *type = get_types(l->device);
-         type != NULL && *type != NULL && !found; type++) {
+    for (ggml_backend_buffer_type_t *type = repack_types; type != NULL && *type != NULL && !found;
+         type++) {
         struct ggml_init_params params = {.mem_size = 4 * ggml_tensor_overhead(), .no_alloc = true};
         struct ggml_context *ctx = ggml_init(params);
         if (ctx == NULL)

@@ -137,6 +137,8 @@ static int append_span(struct nfc_scratch *s, struct buf *out, const char *text,
                 (struct marked){parts[k], utf8proc_get_property(parts[k])->combining_class & 0xFF};
         i += step;
     }
+    if (n == 0)
+        return out->error;
     order_canonically(s, n);
     for (size_t i = 0; i < n; i++)
         s->points[i] = s->marked[i].code_point;
