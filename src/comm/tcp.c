@@ -247,6 +247,22 @@ uint64_t comm_tcp_listener_refused(const struct comm_tcp_listener *l)
     return atomic_load_explicit(&l->n_refused, memory_order_relaxed);
 }
 
+static bool is_same_host(const struct sockaddr_storage *a, const struct sockaddr_storage *b)
+{
+    struct sockaddr_in x, y;
+    struct sockaddr_in6 x6, y6;
+    if (a->ss_family != b->ss_family)
+        return false;
+    if (a->ss_family == AF_INET6) {
+        memcpy(&x6, a, sizeof(x6));
+        memcpy(&y6, b, sizeof(y6));
+        return memcmp(&x6.sin6_addr, &y6.sin6_addr, sizeof(x6.sin6_addr)) == 0;
+    }
+    memcpy(&x, a, sizeof(x));
+    memcpy(&y, b, sizeof(y));
+    return memcmp(&x.sin_addr, &y.sin_addr, sizeof(x.sin_addr)) == 0;
+}
+
 /* Ranks on this machine, as far as their addresses tell. */
 static uint32_t count_neighbours(const struct tcp *tcp)
 {
@@ -257,11 +273,7 @@ static uint32_t count_neighbours(const struct tcp *tcp)
         if (tcp->fds[i] < 0 || getsockname(tcp->fds[i], (struct sockaddr *)&ours, &our_len) != 0 ||
             getpeername(tcp->fds[i], (struct sockaddr *)&theirs, &their_len) != 0)
             continue;
-        const struct sockaddr_in *a = (void *)&ours, *b = (void *)&theirs;
-        const struct sockaddr_in6 *a6 = (void *)&ours, *b6 = (void *)&theirs;
-        n += ours.ss_family == AF_INET6
-                 ? memcmp(&a6->sin6_addr, &b6->sin6_addr, sizeof(a6->sin6_addr)) == 0
-                 : a->sin_addr.s_addr == b->sin_addr.s_addr;
+        n += is_same_host(&ours, &theirs);
     }
     return n;
 }
