@@ -145,14 +145,11 @@ static void find_neighbours(struct engine *e, const struct split *split)
 /* Sizes the graph buffer for the largest step, so that no later one has to allocate. */
 static int reserve_graph_memory(struct engine *e, struct error *err)
 {
-    struct graph_shape shape = {
-        .n_tokens = e->options.n_batch, .n_outputs = e->options.n_batch, .n_parts = 1};
-    if (shape.n_tokens > e->kv.n_ctx)
-        shape.n_tokens = shape.n_outputs = e->kv.n_ctx;
-    shape.part[0] = (struct graph_part){.n_tokens = shape.n_tokens, .n_kv = e->kv.n_ctx};
+    uint32_t n_tokens = e->options.n_batch < e->kv.n_ctx ? e->options.n_batch : e->kv.n_ctx;
     /* Logits of a whole batch are rare (scoring) and large: the buffer grows if they are asked for.
      */
-    shape.n_outputs = 1;
+    struct graph_shape shape = {.n_tokens = n_tokens, .n_outputs = 1, .n_parts = 1};
+    shape.part[0] = (struct graph_part){.n_tokens = n_tokens, .n_kv = e->kv.n_ctx};
     int rc = graph_build(&e->graph, &e->builder, &shape, err);
     if (rc != 0)
         return rc;
