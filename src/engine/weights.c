@@ -240,17 +240,18 @@ static int compare_size(const void *a, const void *b)
 }
 
 /* A repacked tensor is set as a whole, from a copy that exists beside it for a moment. The largest
- * go first, while little else is resident, so that the copy does not raise the peak. */
+ * go first, while little else is resident, so that the copy does not raise the peak. The copy is
+ * mapped, since malloc keeps what is freed. */
 static int fill_repacked(const struct loader *l, const struct load_item *item, struct error *err)
 {
     size_t bytes = ggml_nbytes(item->tensor);
-    char *copy = malloc(bytes);
+    char *copy = memory_reserve(bytes);
     if (copy == NULL)
         return error_set(err, E_NOMEM, "out of memory");
     int rc = read_slice(l, &item->slice, copy, err);
     if (rc == 0)
         ggml_backend_tensor_set(item->tensor, copy, 0, bytes);
-    free(copy);
+    memory_unreserve(copy, bytes);
     return rc;
 }
 
