@@ -37,8 +37,8 @@ def pipeline(n):
 
 # name, pipeline, sampling, prompts
 PIPELINES = [
-    ("smollm2", 2, GREEDY, range(10)),
-    ("smollm2", 3, SEEDED, range(0, 10, 4)),
+    ("smollm2", 2, GREEDY, range(0, 10, 3)),
+    ("smollm2", 3, SEEDED, range(1, 10, 5)),
     ("gemma3", 2, GREEDY, range(1)),
     ("gemma3", 3, SEEDED, range(1, 2)),
 ]
