@@ -18,6 +18,7 @@ libjansson-dev|JSON
 libpcre2-dev|tokenizer regular expressions
 libutf8proc-dev|Unicode
 libssl-dev|hashes and TLS
+libsqlite3-dev|state that survives restarts
 libcurl4-openssl-dev|HTTP client of `shoal chat` and `shoal status`
 curl|talks to the API in the demonstration
 '
@@ -54,7 +55,7 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
         command -v $program >/dev/null || missing+=("$program")
     done
     have_rust || missing+=("cargo and rustc >= $rust_version_min")
-    for library in libuv jansson libpcre2-8 libutf8proc libcrypto libcurl; do
+    for library in libuv jansson libpcre2-8 libutf8proc libcrypto libcurl sqlite3; do
         pkg-config --exists $library 2>/dev/null || missing+=("$library (development files)")
     done
     if [[ " $* " == *" test "* ]]; then
