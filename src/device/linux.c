@@ -1,88 +1,87 @@
-/* Linux: /proc/meminfo, the memory limit of our control group, the affinity mask. */
+/* Linux: the parts put together. */
 #ifdef __linux__
-#include "device/device.h"
+#include "device/linux_files.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/utsname.h>
 #include <unistd.h>
-
-/* The value of "Name: 123 kB" in /proc/meminfo, in bytes; 0 when absent. */
-static uint64_t read_meminfo(const char *name)
-{
-    FILE *file = fopen("/proc/meminfo", "re");
-    if (file == NULL)
-        return 0;
-    char line[256];
-    unsigned long long kib = 0;
-    size_t len = strlen(name);
-    while (fgets(line, sizeof(line), file) != NULL)
-        if (strncmp(line, name, len) == 0 && line[len] == ':') {
-            if (sscanf(line + len + 1, "%llu", &kib) != 1)
-                kib = 0;
-            break;
-        }
-    fclose(file);
-    return (uint64_t)kib * 1024;
-}
-
-static uint64_t read_number(const char *path)
-{
-    FILE *file = fopen(path, "re");
-    unsigned long long v = 0;
-    if (file == NULL)
-        return 0;
-    if (fscanf(file, "%llu", &v) != 1) /* "max" means no limit */
-        v = 0;
-    fclose(file);
-    return v;
-}
-
-/* Containers see the host's meminfo, but are killed at the limit of their control group (v2, as
- * seen from inside; the page cache in use counts as free because it can be dropped). */
-static uint64_t cgroup_bytes_free(uint64_t limit)
-{
-    uint64_t used = read_number("/sys/fs/cgroup/memory.current");
-    FILE *file = fopen("/sys/fs/cgroup/memory.stat", "re");
-    char line[256];
-    unsigned long long cache = 0;
-    while (file != NULL && fgets(line, sizeof(line), file) != NULL)
-        if (sscanf(line, "inactive_file %llu", &cache) == 1)
-            break;
-    if (file != NULL)
-        fclose(file);
-    used -= cache < used ? cache : used;
-    return used < limit ? limit - used : 0;
-}
 
 uint64_t device_memory_bytes_free(void)
 {
-    uint64_t bytes = read_meminfo("MemAvailable");
-    uint64_t limit = read_number("/sys/fs/cgroup/memory.max");
-    if (limit > 0) {
-        uint64_t in_group = cgroup_bytes_free(limit);
-        if (in_group < bytes)
-            bytes = in_group;
+    return linux_memory_free(NULL);
+}
+
+/* Without domain. */
+static void get_host_name(const char *root, char *name, size_t size)
+{
+    char text[256] = "";
+    if (root == NULL || root[0] == '\0') {
+        if (gethostname(text, sizeof(text) - 1) != 0)
+            text[0] = '\0';
+    } else {
+        sys_read(root, text, sizeof(text), "/proc/sys/kernel/hostname");
     }
-    return bytes;
+    text[strcspn(text, ".")] = '\0';
+    sys_copy_text(name, size, text);
+    if (name[0] == '\0')
+        snprintf(name, size, "node");
 }
 
 void device_get_info(struct device_info *ret_info)
 {
-    struct device_info info = {.n_cores = 1};
-    info.memory_bytes_total = read_meminfo("MemTotal");
-    uint64_t limit = read_number("/sys/fs/cgroup/memory.max");
-    if (limit > 0 && limit < info.memory_bytes_total)
-        info.memory_bytes_total = limit;
-    info.memory_bytes_free = device_memory_bytes_free();
+    bool is_limited;
+    memset(ret_info, 0, sizeof(*ret_info));
+    ret_info->memory_bytes_total = linux_memory_total(NULL, &is_limited);
+    ret_info->memory_bytes_free = device_memory_bytes_free();
+    ret_info->n_cores = linux_n_cores(NULL);
+    get_host_name(NULL, ret_info->host_name, sizeof(ret_info->host_name));
+}
 
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 0)
-        info.n_cores = (uint32_t)CPU_COUNT(&set);
-    if (gethostname(info.host_name, sizeof(info.host_name) - 1) != 0 || info.host_name[0] == '\0')
-        snprintf(info.host_name, sizeof(info.host_name), "node");
-    info.host_name[strcspn(info.host_name, ".")] = '\0';
-    *ret_info = info;
+static bool has_temperature(const char *root)
+{
+    struct device_sampler s = {.options = {.root = root}};
+    struct device_telemetry t;
+    memset(&t, 0, sizeof(t));
+    t.n_gpus = linux_get_gpus(root, t.gpu);
+    linux_sample_sensors(&s, 0, &t);
+    return t.temperature_c > 0;
+}
+
+void device_get_capabilities(const struct device_options *o, struct device_capabilities *ret)
+{
+    const char *root = o == NULL ? NULL : o->root;
+    struct utsname u;
+    char text[160];
+    memset(ret, 0, sizeof(*ret));
+    get_host_name(root, ret->host_name, sizeof(ret->host_name));
+    if (uname(&u) == 0) {
+        snprintf(text, sizeof(text), "%.60s %.60s", u.sysname, u.release);
+        sys_copy_text(ret->os, sizeof(ret->os), text);
+        sys_copy_text(ret->arch, sizeof(ret->arch), u.machine);
+    }
+    linux_get_cpu(root, ret);
+    ret->memory_bytes_total = linux_memory_total(root, &ret->is_memory_limited);
+    ret->has_battery = linux_has_battery(root);
+    ret->has_temperature = has_temperature(root);
+    ret->n_gpus = linux_get_gpus(root, ret->gpu);
+    ret->n_links = linux_get_links(root, ret->link);
+}
+
+void device_sample(struct device_sampler *s, uint64_t now_ns, struct device_telemetry *ret)
+{
+    const char *root = s->options.root;
+    bool is_limited;
+    memset(ret, 0, sizeof(*ret));
+    ret->memory_bytes_total = linux_memory_total(root, &is_limited);
+    ret->memory_bytes_free = linux_memory_free(root);
+    if (ret->memory_bytes_free > ret->memory_bytes_total)
+        ret->memory_bytes_free = ret->memory_bytes_total;
+    linux_sample_cpu(s, ret);
+    ret->n_gpus = linux_get_gpus(root, ret->gpu);
+    linux_sample_sensors(s, now_ns, ret);
+    s->thermal = device_thermal_step(s->thermal, ret->temperature_c);
+    ret->thermal = s->thermal;
+    s->sampled_ns = now_ns;
 }
 #endif
