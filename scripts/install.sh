@@ -26,6 +26,8 @@ test_packages='
 libcmocka-dev|unit tests
 clang|second compiler, sanitizers, fuzzing
 libclang-rt-14-dev|sanitizer run time
+iproute2|hosts of the network tests
+nftables|faults of the network tests
 '
 # Debian 12 has a current Rust under these names; its plain "cargo" is older than what our crates need.
 rust_packages='

@@ -44,7 +44,15 @@ static void respond_state(struct api *a, struct http_response *r)
     buf_done(&body);
 }
 
-enum route { ROUTE_NONE, ROUTE_HEALTH, ROUTE_STATE, ROUTE_MODELS, ROUTE_MODEL, ROUTE_CHAT };
+enum route {
+    ROUTE_NONE,
+    ROUTE_HEALTH,
+    ROUTE_STATE,
+    ROUTE_MODELS,
+    ROUTE_MODEL,
+    ROUTE_CHAT,
+    ROUTE_ORDER,
+};
 
 static const char models_prefix[] = "/v1/models/";
 
@@ -65,7 +73,7 @@ static enum route find_route(const char *path)
     if (strncmp(path, models_prefix, sizeof(models_prefix) - 1) == 0 &&
         path[sizeof(models_prefix) - 1] != '\0')
         return ROUTE_MODEL;
-    return ROUTE_NONE;
+    return cluster_orders_verb(path) != NULL ? ROUTE_ORDER : ROUTE_NONE;
 }
 
 static void refuse_method(const struct http_request *q, const char *allowed,
@@ -83,6 +91,7 @@ static void handle(void *arg, const struct http_request *q, struct http_response
     struct api *a = arg;
     struct openai_error e;
     enum route route = find_route(q->path);
+    bool wants_post = route == ROUTE_CHAT || route == ROUTE_ORDER;
     bool is_get = strcmp(q->method, "GET") == 0 || strcmp(q->method, "HEAD") == 0;
     bool is_post = strcmp(q->method, "POST") == 0;
     if (strcmp(q->method, "OPTIONS") == 0) {
@@ -91,9 +100,9 @@ static void handle(void *arg, const struct http_request *q, struct http_response
         openai_error_set(&e, 404, "unknown_url", NULL, "Unknown request URL: %s %.256s", q->method,
                          q->path);
         openai_error_respond(r, &e);
-    } else if (route == ROUTE_CHAT && !is_post) {
+    } else if (wants_post && !is_post) {
         refuse_method(q, "POST, OPTIONS", r);
-    } else if (route != ROUTE_CHAT && !is_get) {
+    } else if (!wants_post && !is_get) {
         refuse_method(q, "GET, HEAD, OPTIONS", r);
     } else if (is_post && !cors_may_act(a, q)) {
         openai_error_set(&e, 403, "origin_not_allowed", NULL,
@@ -103,6 +112,8 @@ static void handle(void *arg, const struct http_request *q, struct http_response
         openai_error_respond(r, &e);
     } else if (route == ROUTE_CHAT) {
         openai_chat_handle(a, q, r);
+    } else if (route == ROUTE_ORDER) {
+        cluster_orders_handle(a, cluster_orders_verb(q->path), q, r);
     } else if (route == ROUTE_MODELS) {
         openai_models_list(a, r);
     } else if (route == ROUTE_MODEL) {
@@ -218,6 +229,7 @@ void api_close(struct api *a, void (*closed)(void *arg), void *arg)
     a->closed = closed;
     a->closed_arg = arg;
     openai_chat_stop_all(a);
+    cluster_orders_stop_all(a);
     http_server_close(a->server, on_server_closed, a);
     uv_close((uv_handle_t *)&a->tick, on_tick_closed);
 }

@@ -10,6 +10,7 @@
 #include "base/limits.h"
 
 struct chat_call;
+struct cluster_order_call;
 
 struct known_controls { /* control tokens of a model, kept between requests */
     char *model_id;
@@ -26,6 +27,8 @@ struct api {
     char *cors_origin; /* NULL: loopback origins only */
     uv_timer_t tick;   /* once a second while calls run */
     struct chat_call *calls;
+    struct cluster_order_call *orders; /* that the backend has not answered */
+    uint32_t n_orders;
     struct known_controls controls[LIMIT_INSTANCES];
     size_t controls_next; /* the place to be reused */
     uint16_t port;
@@ -43,8 +46,19 @@ void api_start_tick(struct api *a);
  * this page; the answer to OPTIONS. */
 void cors_append_headers(const struct api *a, const struct http_request *q, struct buf *out);
 bool cors_may_act(const struct api *a, const struct http_request *q);
+/* Whether the name of a Host field or an origin (with or without port) always means this machine.
+ */
+bool cors_is_loopback_name(const char *authority);
 void cors_respond_options(const struct api *a, const struct http_request *q,
                           struct http_response *r);
+
+/* cluster_orders.c */
+/* The verb of an order's path, NULL when it is none. */
+const char *cluster_orders_verb(const char *path);
+void cluster_orders_handle(struct api *a, const char *verb, const struct http_request *q,
+                           struct http_response *r);
+/* Tells every client that the server stops; answers that come later go nowhere. */
+void cluster_orders_stop_all(struct api *a);
 
 /* openai_models.c */
 void openai_models_list(struct api *a, struct http_response *r);

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <strings.h>
 
-static bool is_loopback_name(const char *authority)
+bool cors_is_loopback_name(const char *authority)
 {
     char name[256];
     struct in_addr v4;
@@ -44,7 +44,7 @@ static bool is_allowed(const struct api *a, const struct http_request *q, const 
     if (authority == NULL)
         return false;
     authority += 3;
-    return is_loopback_name(authority) ||
+    return cors_is_loopback_name(authority) ||
            (q->host[0] != '\0' && strcasecmp(authority, q->host) == 0);
 }
 

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 
+#include <arpa/inet.h>
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
@@ -57,6 +58,20 @@ void http_response_watch(struct http_response *r, const struct http_response_eve
 const char *http_response_id(const struct http_response *r)
 {
     return r->id;
+}
+
+bool http_response_is_peer_loopback(const struct http_response *r)
+{
+    struct sockaddr_storage peer = {0};
+    int len = sizeof(peer);
+    if (uv_tcp_getpeername(&conn_of(r)->tcp, (struct sockaddr *)&peer, &len) != 0)
+        return false;
+    if (peer.ss_family == AF_INET)
+        return (ntohl(((const struct sockaddr_in *)&peer)->sin_addr.s_addr) >> 24) == 127;
+    if (peer.ss_family != AF_INET6)
+        return false;
+    const struct in6_addr *v6 = &((const struct sockaddr_in6 *)&peer)->sin6_addr;
+    return IN6_IS_ADDR_LOOPBACK(v6) || (IN6_IS_ADDR_V4MAPPED(v6) && v6->s6_addr[12] == 127);
 }
 
 const struct http_request *http_response_request(const struct http_response *r)

@@ -68,6 +68,8 @@ void http_response_watch(struct http_response *r, const struct http_response_eve
                          void *arg);
 /* The id in x-request-id: the client's if it sent a sane one. */
 const char *http_response_id(const struct http_response *r);
+/* Whether the client has a loopback address. */
+bool http_response_is_peer_loopback(const struct http_response *r);
 /* The request being answered. */
 const struct http_request *http_response_request(const struct http_response *r);
 /* Moves the request's body out to the caller, who owns it then: for handlers that read it outside

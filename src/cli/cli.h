@@ -18,6 +18,8 @@ int cli_serve(int argc, char **argv);
 int cli_local(int argc, char **argv);
 int cli_status(int argc, char **argv);
 int cli_chat(int argc, char **argv);
+int cli_order(int argc, char **argv); /* plan, load, ... revoke: see orders.c */
+int cli_measure(int argc, char **argv);
 
 /* ---- what verbs share (common.c) ---- */
 

@@ -17,7 +17,9 @@ static void print_help(void)
         "usage: shoal local N [options]\n\n"
         "Starts N nodes on this computer and connects them. Ends them all at SIGTERM or SIGINT.\n\n"
         "  --model MODEL    file, or name in the folder of models: served by all nodes together\n"
-        "  --split SPLIT    pipeline (default), tensor, or SxT: S stages of T ranks\n"
+        "  --split SPLIT    pipeline, tensor, or SxT: S stages of T ranks\n"
+        "  --placement RULE memory (default): a pipeline over all nodes; speed: what is predicted to\n"
+        "                   be fastest\n"
         "  --threads N      compute threads of each node (default: cores / N)\n"
         "  --ctx N, --slots N   as for `shoal serve`\n"
         "  --data-dir DIR   keeps the nodes' folders there (default: temporary)\n"
@@ -27,6 +29,7 @@ static void print_help(void)
 enum option_key {
     OPTION_MODEL = 1,
     OPTION_SPLIT,
+    OPTION_PLACEMENT,
     OPTION_THREADS,
     OPTION_CTX,
     OPTION_SLOTS,
@@ -38,6 +41,7 @@ enum option_key {
 static const struct option options[] = {
     {"model", required_argument, NULL, OPTION_MODEL},
     {"split", required_argument, NULL, OPTION_SPLIT},
+    {"placement", required_argument, NULL, OPTION_PLACEMENT},
     {"threads", required_argument, NULL, OPTION_THREADS},
     {"ctx", required_argument, NULL, OPTION_CTX},
     {"slots", required_argument, NULL, OPTION_SLOTS},
@@ -54,6 +58,9 @@ static int take_option(int key, const char *value, struct local_config *c, struc
         return cli_find_model(value, c->model, sizeof(c->model), err);
     case OPTION_SPLIT:
         c->split = value;
+        return 0;
+    case OPTION_PLACEMENT:
+        c->placement = value;
         return 0;
     case OPTION_THREADS:
         return cli_parse_u32("--threads", value, 1, 1024, &c->n_threads, err);

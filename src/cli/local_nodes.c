@@ -3,6 +3,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/json.h"
+#include "base/rng.h"
 #include "cli/http_client.h"
 
 #include <errno.h>
@@ -41,6 +42,7 @@ struct local_set_of_nodes {
     struct local_config config;
     char folder[PATH_MAX];
     bool is_temporary;
+    char secret[PATH_MAX + 16]; /* file: the nodes know each other by it */
     uint32_t n_nodes;
     struct local_node node[LOCAL_NODES_MAX];
 };
@@ -203,6 +205,9 @@ static int start_node(struct local_set_of_nodes *set, uint32_t index, const sigs
     add(a, "--data-dir", a->data_dir);
     add(a, "--listen", "127.0.0.1:0");
     add(a, "--mesh", "127.0.0.1:0");
+    add(a, "--secret-file", set->secret);
+    add(a, "--no-discovery", NULL); /* others on this computer are other clusters */
+    add(a, "--no-measure", NULL);   /* N at a time would measure each other */
     add(a, "--threads", a->number[0]);
     if (c->n_ctx != 0)
         add(a, "--ctx", a->number[1]);
@@ -213,6 +218,7 @@ static int start_node(struct local_set_of_nodes *set, uint32_t index, const sigs
             add(a, "--model", c->model);
         if (c->split != NULL)
             add(a, "--split", c->split);
+        add(a, "--placement", c->placement != NULL ? c->placement : "memory");
         for (uint32_t i = 1; i < set->n_nodes; i++)
             add(a, "--peer", set->node[i].mesh);
     }
@@ -293,6 +299,47 @@ static int make_folder(struct local_set_of_nodes *set, struct error *err)
     return 0;
 }
 
+static int make_secret(struct local_set_of_nodes *set, struct error *err)
+{
+    uint8_t random[32];
+    snprintf(set->secret, sizeof(set->secret), "%s/secret", set->folder);
+    if (mkdir(set->folder, 0700) != 0 && errno != EEXIST)
+        return error_set(err, -errno, "cannot make folder %s: %s", set->folder, strerror(errno));
+    if (rng_system(random, sizeof(random)) != 0)
+        return error_set(err, E_INTERNAL, "the system gives no random numbers");
+    int fd = open(set->secret, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    FILE *f = fd >= 0 ? fdopen(fd, "w") : NULL;
+    bool is_written = f != NULL;
+    for (size_t i = 0; i < sizeof(random) && f != NULL; i++)
+        is_written &= fprintf(f, "%02x", random[i]) == 2;
+    if (f != NULL)
+        is_written &= fclose(f) == 0;
+    else if (fd >= 0)
+        close(fd);
+    return is_written ? 0 : error_set(err, E_IO, "cannot write %s", set->secret);
+}
+
+/* Waits until no request is under way, for the time that a node would drain at most. */
+static void wait_idle(struct local_set_of_nodes *set, const sigset_t *signals)
+{
+    uint64_t end_ms = now_ms() + STOP_MS_MAX;
+    for (uint32_t i = 0; i < set->n_nodes && now_ms() < end_ms;) {
+        json_t *state = NULL;
+        struct error err;
+        bool is_idle = true;
+        if (set->node[i].pid != 0 && fetch(&set->node[i], "/v1/cluster/state", &state, &err) == 0) {
+            const json_t *r = json_object_get(state, "requests");
+            is_idle = json_integer_value(json_object_get(r, "running")) == 0 &&
+                      json_integer_value(json_object_get(r, "queued")) == 0;
+        }
+        json_decref(state);
+        if (is_idle)
+            i++;
+        else if (is_stop(wait_signal(signals, POLL_MS)))
+            return; /* the second one: at once */
+    }
+}
+
 int local_nodes_start(const struct local_config *c, const sigset_t *signals,
                       struct local_set_of_nodes **ret_set, struct error *err)
 {
@@ -305,6 +352,8 @@ int local_nodes_start(const struct local_config *c, const sigset_t *signals,
         set->node[i].output = -1;
     *ret_set = set;
     int rc = make_folder(set, err);
+    if (rc == 0)
+        rc = make_secret(set, err);
     /* The first node is started last, when the others' addresses are known. */
     for (uint32_t i = 0; rc == 0 && i < set->n_nodes; i++)
         rc = start_node(set, set->n_nodes - 1 - i, signals, err);
@@ -375,12 +424,10 @@ static void signal_all(const struct local_set_of_nodes *set, int number)
             kill(set->node[i].pid, number);
 }
 
-/* Waits until all have ended, or only the first. */
-static void wait_for(struct local_set_of_nodes *set, const sigset_t *signals, uint64_t ms,
-                     bool only_first)
+static void wait_for(struct local_set_of_nodes *set, const sigset_t *signals, uint64_t ms)
 {
     uint64_t end_ms = now_ms() + ms;
-    while ((only_first ? set->node[0].pid != 0 : local_nodes_alive(set) > 0) && now_ms() < end_ms) {
+    while (local_nodes_alive(set) > 0 && now_ms() < end_ms) {
         if (is_stop(wait_signal(signals, POLL_MS)))
             signal_all(set, SIGTERM); /* the second one: at once */
         local_nodes_reap(set);
@@ -397,15 +444,15 @@ void local_nodes_stop(struct local_set_of_nodes *set, const sigset_t *signals)
 {
     if (set == NULL)
         return;
-    /* The coordinator first: it lets requests finish, for which it needs the others' ranks. */
-    if (set->node[0].pid != 0)
-        kill(set->node[0].pid, SIGTERM);
-    wait_for(set, signals, STOP_MS_MAX, true);
+    /* Stopped one by one, nodes would hand their shards to those that are left. */
+    wait_idle(set, signals);
     signal_all(set, SIGTERM);
-    wait_for(set, signals, STOP_MS_MAX, false);
+    wait_signal(signals, POLL_MS);
+    signal_all(set, SIGTERM); /* nothing runs: at once */
+    wait_for(set, signals, STOP_MS_MAX);
     if (local_nodes_alive(set) > 0) {
         signal_all(set, SIGKILL);
-        wait_for(set, signals, KILLED_MS_MAX, false);
+        wait_for(set, signals, KILLED_MS_MAX);
     }
     for (uint32_t i = 0; i < set->n_nodes; i++)
         if (set->node[i].output >= 0)

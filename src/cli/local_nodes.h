@@ -16,6 +16,7 @@ struct local_config {
     uint32_t n_nodes, n_threads, n_ctx, n_slots; /* ctx, slots 0: the node's defaults */
     char model[4096];                            /* absolute or relative path; "": none */
     const char *split;                           /* NULL: by the rule */
+    const char *placement;                       /* NULL: memory, so that all nodes take part */
     const char *data_dir;                        /* NULL: temporary */
     bool json, wants_help;
 };

@@ -18,6 +18,18 @@ static const struct verb {
     {"local", cli_local, "start several nodes on this computer, as a cluster to try out"},
     {"status", cli_status, "show the nodes, models and shards of a cluster"},
     {"chat", cli_chat, "talk to a model that a cluster serves"},
+    {"plan", cli_order, "show where a cluster would run a model, and how fast"},
+    {"load", cli_order, "run a model on a cluster"},
+    {"unload", cli_order, "end a model on a cluster"},
+    {"drain", cli_order, "take all models from a node"},
+    {"undrain", cli_order, "let a drained node take part again"},
+    {"invite", cli_order, "print a line that lets one more machine join"},
+    {"join", cli_order, "join the cluster that printed the line"},
+    {"requests", cli_order, "list machines that ask to join"},
+    {"approve", cli_order, "let such a machine join"},
+    {"deny", cli_order, "refuse such a machine"},
+    {"revoke", cli_order, "throw a node out of the cluster"},
+    {"measure", cli_measure, NULL},
     {"runner", cli_runner, NULL},
 };
 enum { N_VERBS = sizeof(verbs) / sizeof(verbs[0]) };

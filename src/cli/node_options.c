@@ -127,11 +127,16 @@ enum option_key {
     OPTION_LISTEN,
     OPTION_MESH,
     OPTION_PEER,
-    OPTION_WAIT_PEERS,
+    OPTION_NO_DISCOVERY,
+    OPTION_MLX,
+    OPTION_CLOSED,
     OPTION_SECRET_FILE,
     OPTION_NAME,
     OPTION_DATA_DIR,
     OPTION_SPLIT,
+    OPTION_PLACEMENT,
+    OPTION_MEMORY,
+    OPTION_NO_MEASURE,
     OPTION_THREADS,
     OPTION_CTX,
     OPTION_SLOTS,
@@ -143,11 +148,16 @@ static const struct option options[] = {
     {"listen", required_argument, NULL, OPTION_LISTEN},
     {"mesh", required_argument, NULL, OPTION_MESH},
     {"peer", required_argument, NULL, OPTION_PEER},
-    {"wait-peers", required_argument, NULL, OPTION_WAIT_PEERS},
+    {"no-discovery", no_argument, NULL, OPTION_NO_DISCOVERY},
+    {"mlx", no_argument, NULL, OPTION_MLX},
+    {"closed", no_argument, NULL, OPTION_CLOSED},
     {"secret-file", required_argument, NULL, OPTION_SECRET_FILE},
     {"name", required_argument, NULL, OPTION_NAME},
     {"data-dir", required_argument, NULL, OPTION_DATA_DIR},
     {"split", required_argument, NULL, OPTION_SPLIT},
+    {"placement", required_argument, NULL, OPTION_PLACEMENT},
+    {"memory", required_argument, NULL, OPTION_MEMORY},
+    {"no-measure", no_argument, NULL, OPTION_NO_MEASURE},
     {"threads", required_argument, NULL, OPTION_THREADS},
     {"ctx", required_argument, NULL, OPTION_CTX},
     {"slots", required_argument, NULL, OPTION_SLOTS},
@@ -157,7 +167,7 @@ static const struct option options[] = {
 
 static int take_option(int key, const char *value, struct node_config *c, struct error *err)
 {
-    uint32_t seconds;
+    uint32_t mib;
     int rc = 0;
     switch (key) {
     case OPTION_MODEL:
@@ -172,11 +182,27 @@ static int take_option(int key, const char *value, struct node_config *c, struct
         rc = parse_address("--peer", value, NODE_MESH_PORT, &c->peers[c->n_peers], err);
         c->n_peers += rc == 0;
         return rc;
-    case OPTION_WAIT_PEERS:
-        rc = cli_parse_u32("--wait-peers", value, 0, 3600, &seconds, err);
+    case OPTION_NO_DISCOVERY:
+        c->discovers = false;
+        return 0;
+    case OPTION_MLX:
+        c->announces_mlx = true;
+        return 0;
+    case OPTION_CLOSED:
+        c->is_closed = true;
+        return 0;
+    case OPTION_PLACEMENT:
+        return placement_rule_parse(value, &c->rule)
+                   ? 0
+                   : error_set(err, E_INVALID, "--placement: '%s' is not speed or memory", value);
+    case OPTION_MEMORY:
+        rc = cli_parse_u32("--memory", value, 1, UINT32_MAX, &mib, err);
         if (rc == 0)
-            c->wait_peers_ms = seconds * 1000;
+            c->memory_bytes_max = (uint64_t)mib << 20;
         return rc;
+    case OPTION_NO_MEASURE:
+        c->measures = false;
+        return 0;
     case OPTION_SECRET_FILE:
         return read_secret(value, c, err);
     case OPTION_NAME:
@@ -230,8 +256,9 @@ int node_options_parse(int argc, char **argv, struct node_config *ret_config, bo
     int key;
     *c = (struct node_config){
         .api = {.host = "127.0.0.1", .port = NODE_API_PORT},
-        .mesh = {.host = "127.0.0.1", .port = NODE_MESH_PORT},
-        .wait_peers_ms = NODE_WAIT_PEERS_MS,
+        .mesh = {.host = "0.0.0.0", .port = NODE_MESH_PORT},
+        .discovers = true,
+        .measures = true,
     };
     optind = 1;
     while ((key = getopt_long(argc, argv, "", options, NULL)) != -1) {

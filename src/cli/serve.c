@@ -14,24 +14,31 @@ static void print_help(void)
 {
     printf(
         "usage: shoal serve [options]\n\n"
-        "Serves the API of this node, and the model, if one is given.\n\n"
+        "Makes this computer a node: finds the others of its cluster, serves the cluster's API, and\n"
+        "the model, if one is given, on all of them.\n\n"
         "  --model MODEL        file, or name of one in the data folder's models/\n"
         "  --listen ADDR:PORT   where the API listens (default 127.0.0.1:%d)\n"
-        "  --mesh ADDR:PORT     where other nodes connect (default 127.0.0.1:%d)\n"
+        "  --mesh ADDR:PORT     where other nodes connect (default 0.0.0.0:%d)\n"
         "  --peer ADDR:PORT     another node's mesh address; may be repeated\n"
-        "  --wait-peers S       seconds to wait for them before the model starts (default %d)\n"
-        "  --secret-file FILE   a secret that all nodes share; others are refused\n"
+        "  --no-discovery       does not look for other nodes by multicast DNS\n"
+        "  --mlx                announces itself as _mlx-worker._tcp, too\n"
+        "  --secret-file FILE   a secret that all nodes share: who knows it is a member\n"
+        "  --closed             takes no requests to join, only invites and the secret\n"
         "  --name NAME          of this node (default: the host's)\n"
         "  --data-dir DIR       default $XDG_DATA_HOME/shoal\n"
-        "  --split SPLIT        pipeline, tensor or SxT (S stages of T ranks); default: over all\n"
+        "  --split SPLIT        pipeline, tensor or SxT (S stages of T ranks); default: by the rule\n"
+        "  --placement RULE     speed (default): what is predicted to be fastest; memory: over all\n"
         "                       nodes by their free memory\n"
+        "  --memory MIB         that models may take here (default: what is free)\n"
+        "  --no-measure         does not measure how fast this computer is\n"
         "  --threads N          compute threads of this node (default: all cores)\n"
         "  --ctx N              tokens that one request may hold (default: the model's, at most\n"
         "                       4096)\n"
         "  --slots N            requests at the same time (default %d)\n\n"
-        "Links between nodes are not encrypted: use other addresses than 127.0.0.1 on trusted\n"
-        "networks only. SIGTERM and SIGINT let requests finish; a second one stops at once.\n",
-        NODE_API_PORT, NODE_MESH_PORT, NODE_WAIT_PEERS_MS / 1000, NODE_SLOTS_DEFAULT);
+        "A new node joins by `shoal invite` on a member and `shoal join` here, or by `shoal approve`.\n"
+        "Links between nodes are encrypted; tensors between runners are authenticated, not\n"
+        "encrypted. SIGTERM and SIGINT let requests finish; a second one stops at once.\n",
+        NODE_API_PORT, NODE_MESH_PORT, NODE_SLOTS_DEFAULT);
 }
 
 struct serve {
@@ -62,26 +69,28 @@ static void on_signal(uv_signal_t *handle, int number)
 
 /* A model that cannot even be opened is the caller's mistake: say so and end, rather than serve
  * nothing. Everything else is tried again. */
-static void on_model_status(void *arg, const struct instance_info *info)
+static void on_model_refused(void *arg, const struct error *err)
 {
     struct serve *s = arg;
-    if (info->status == INSTANCE_FAILED && info->path[0] == '\0') {
-        fprintf(stderr, "shoal: model %s: %s\n", info->model_id, info->error);
-        s->exit_code = error_exit_code(E_NOTFOUND);
-        s->is_stopping = true;
-        node_stop(s->node, true, on_stopped, s);
-    } else if (info->status == INSTANCE_SERVING) {
-        printf("shoal: model %s is ready (%s, %u rank%s) at http://%s:%u\n", info->model_id,
-               info->split, info->n_ranks, info->n_ranks == 1 ? "" : "s", s->config.api.host,
-               node_api_port(s->node));
-        fflush(stdout);
-    }
+    fprintf(stderr, "shoal: model %s: %s\n", s->config.model, err->message);
+    s->exit_code = error_exit_code(err->code);
+    s->is_stopping = true;
+    node_stop(s->node, true, on_stopped, s);
+}
+
+static void on_serving(void *arg, const char *model_id, const char *split, uint32_t n_ranks)
+{
+    struct serve *s = arg;
+    printf("shoal: model %s is ready (%s, %u rank%s) at http://%s:%u\n", model_id, split, n_ranks,
+           n_ranks == 1 ? "" : "s", s->config.api.host, node_api_port(s->node));
+    fflush(stdout);
 }
 
 static int serve(struct serve *s)
 {
     struct error err = {0};
-    struct node_events events = {.arg = s, .model_status = on_model_status};
+    struct node_events events = {
+        .arg = s, .model_refused = on_model_refused, .serving = on_serving};
     uv_loop_init(&s->loop);
     int rc = node_start(&s->loop, &s->config, &events, &s->node, &err);
     if (rc != 0) {

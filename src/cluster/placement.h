@@ -1,40 +1,80 @@
 /*
- * Which node holds what, as a pure function. This first rule is the memory-weighted one: stages
- * proportional to usable memory, the last takes the rest; no I/O, no clock. Thread: any.
+ * Which node holds what, as a pure function of figures: no I/O, no clock.
+ *
+ * Two rules. By memory: a pipeline over all nodes, layers proportional to usable memory, the last
+ * takes the rest; a node that cannot take its part is left out. By speed: pipelines, tensor splits
+ * and hybrids over subsets of the nodes are priced by compute speed, memory bandwidth, links,
+ * memory and heat; exact up to PLACEMENT_EXACT_NODES, guided beyond. The price is an estimate of
+ * the time of a decode step and of a prefill step; docs/internals/placement.md has the formulas.
+ * Thread: any.
  */
 #ifndef SHOAL_CLUSTER_PLACEMENT_H
 #define SHOAL_CLUSTER_PLACEMENT_H
 
 #include "base/error.h"
+#include "cluster/figures.h"
 #include "model/shard.h"
 
+#include <stdbool.h>
 #include <stdint.h>
+
+enum { PLACEMENT_EXACT_NODES = 10, PLACEMENT_CANDIDATES_MAX = 64 };
+
+enum placement_rule { PLACEMENT_SPEED, PLACEMENT_MEMORY, PLACEMENT_RULE_COUNT };
+const char *placement_rule_name(enum placement_rule rule);
+bool placement_rule_parse(const char *text, enum placement_rule *ret_rule);
 
 struct placement_node {
     char name[64];
-    uint64_t memory_bytes_free; /* usable now */
-    uint32_t n_cores;
+    struct node_figures figures; /* memory_bytes_free: usable now, its present ranks of this model
+                                    counted as free */
+    bool is_excluded;            /* drained, stopping, critical: holds nothing */
 };
 
 struct placement_request {
-    const struct model *model;
-    uint32_t n_ctx, n_slots; /* KV cache to make room for */
-    uint32_t n_nodes;
-    const struct placement_node
-        *nodes;        /* [n_nodes], in the order of preference; node 0 becomes the head */
-    const char *split; /* NULL: by the rule; else text for split_parse, ranks = product */
+    const struct model_shape *shape;
+    const char *model_name;             /* for messages */
+    uint32_t n_ctx, n_slots;            /* KV cache to make room for; 0: engine's default, 1 */
+    uint32_t n_nodes;                   /* at most LIMIT_PEERS + 1 */
+    const struct placement_node *nodes; /* [n_nodes] */
+    const struct link_figures *links;   /* [n_nodes][n_nodes], both directions alike; rtt_us 0: not
+                                           measured, a common network is assumed; rtt_us UINT32_MAX:
+                                           no link, these two are never in one placement. NULL: none
+                                           measured */
+    enum placement_rule rule;
+    const char *split; /* NULL: by the rule; else text for split_parse, over all nodes in their
+                          order (of preference), round robin when ranks are more than nodes */
     uint32_t memory_percent_max; /* of free memory that one model may take; 0: 80 */
+    uint32_t prefill_percent;    /* weight of prefill beside decode in the price; 0: 20 */
 };
 
 struct placement {
     struct split split;
-    uint32_t node_of_rank[LIMIT_RANKS];
+    uint32_t node_of_rank[LIMIT_RANKS];  /* index into nodes */
     uint64_t bytes_of_rank[LIMIT_RANKS]; /* weights + KV cache + estimated graph buffers */
+    float decode_tok_s, prefill_tok_s;   /* predicted; 0: figures are missing */
+};
+
+struct placement_candidate { /* for people: `shoal plan` */
+    struct placement placement;
+    bool is_feasible;
+    char reason[160]; /* why it is not feasible, or what bounds its speed */
+};
+
+struct placement_report {  /* large: on the heap */
+    uint32_t n_candidates; /* best first; the first is what placement_solve gives */
+    struct placement_candidate candidate[PLACEMENT_CANDIDATES_MAX];
 };
 
 /* Errors: E_UNAVAILABLE with the numbers when the model does not fit (needed, free, per node);
  * E_INVALID. */
 int placement_solve(const struct placement_request *r, struct placement *ret_placement,
                     struct error *err);
+/* The same with what else was considered. */
+int placement_explain(const struct placement_request *r, struct placement_report *ret_report,
+                      struct error *err);
+/* The price of a given placement, to compare with a better one. Fills decode_tok_s and
+ * prefill_tok_s. */
+void placement_price(const struct placement_request *r, struct placement *p);
 
 #endif

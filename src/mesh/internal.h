@@ -1,40 +1,151 @@
-/* Shared by mesh.c (the set of links) and link.c (one link). Nobody else includes it. */
+/*
+ * Shared by the files of the mesh. Nobody else includes it.
+ *
+ *   mesh.c       open, close, listen, tick: the set of links
+ *   dial.c       addresses to keep links to, back-off
+ *   link.c       one link: socket, TLS, frames
+ *   link_send.c  its queue
+ *   greeting.c   from TLS to member: who is let in, and how
+ *   pairing.c    strangers and newcomers that wait for people
+ *   members.c    trusted keys: table, file, what members tell each other
+ *   invite.c     invites given and used; proofs
+ *   measure.c    round trip and bandwidth
+ *   strangers.c  what was refused: counted, logged once
+ */
 #ifndef SHOAL_MESH_INTERNAL_H
 #define SHOAL_MESH_INTERNAL_H
 
-#include "mesh/mesh.h"
+#include "mesh/channel.h"
+#include "mesh/text.h"
+
+enum {
+    LINK_READ_BYTES = 64 << 10,
+    LINK_FLYING_BYTES_MAX = 256 << 10,  /* encrypted and not yet taken by the kernel */
+    LINK_STRANGER_QUEUE_MAX = 64 << 10, /* a stranger that does not read is no loss */
+    HALF_OPEN_MAX = 64,                 /* connections that have not shown yet who they are */
+    HALF_OPEN_ADDRESS_MAX = 32,         /* of them from one address */
+    ACCEPTED_PER_SECOND = 200,
+    REQUESTS_ADDRESS_MAX = 4,
+    PINGS = 8,
+};
 
 struct dial { /* an address to keep a link to */
     struct mesh_address address;
     bool is_static;
     bool is_self; /* it turned out to be this node */
-    bool has_id;  /* id is known from an earlier greeting, or from who told of it */
+    bool has_id;
+    bool is_known; /* id was proven by a handshake or told by a member; else it is a hint */
     struct node_id id;
     struct mesh_link *link; /* the attempt or link under way, NULL */
     uint64_t backoff_ms, next_ms;
     uint32_t n_failed;
 };
 
+struct invite { /* given out by this node */
+    bool is_given;
+    uint8_t token[16];
+    uint64_t until_ms, until_wall_ms; /* whichever comes first: clocks are set, machines sleep */
+    bool is_used;
+    struct node_id used_by;
+};
+
+struct denial { /* a key that a person has said no to, or that nobody has answered */
+    struct node_id id;
+    uint64_t until_ms;
+};
+
+struct noted { /* a refusal that was logged */
+    char host[64];
+    enum mesh_refusal kind;
+    uint64_t at_ms;
+};
+
+struct joining { /* the invite that is being used here */
+    bool is_active;
+    struct invite_line line;
+    struct mesh_link *link; /* the one whose other end has proven to be the inviter */
+    uint32_t n_links;
+    char reason[ERROR_MESSAGE_BYTES]; /* of the last failure */
+};
+
 struct mesh {
     uv_loop_t *loop;
     struct mesh_options options;
     struct mesh_events events;
+    uint8_t secret_key[32]; /* derived from the secret */
+    char data_dir[4000];
+    SSL_CTX *context;
     uv_tcp_t listener;
-    uv_timer_t timer; /* one tick for heartbeats, silence, greetings and dials */
+    uv_timer_t timer; /* one tick for silence, greetings, pings and dials */
     uint64_t tick_ms;
     uint16_t port;
     struct mesh_link *links;
     uint32_t n_links;
     struct dial dials[2 * LIMIT_PEERS];
     uint32_t n_dials;
+    struct trust trust;
+    bool is_trust_dirty;
+    uv_work_t save; /* writes the file in the thread pool */
+    bool is_saving, has_save_failed;
+    struct buf save_text;
+    char save_path[4096];
+    struct error save_error;
+    struct invite invites[MESH_INVITES_MAX];
+    uint32_t n_invites; /* ever given; the slot is this modulo the limit */
+    struct joining joining;
+    struct denial denials[MESH_REQUESTS_MAX];
+    uint32_t n_denials;
+    uint32_t n_accepted; /* in the second that began at accepted_ms */
+    uint64_t accepted_ms;
+    uint32_t request_credit; /* how many requests may begin now */
+    uint64_t request_credit_ms;
+    uint32_t n_broken_off; /* since broken_off_ms */
+    uint64_t broken_off_ms;
+    struct noted noted[64];
     struct mesh_stats stats;
     bool is_closing;
     uint32_t n_handles; /* that must be closed before the mesh is freed, links included */
     void (*closed)(void *arg);
     void *closed_arg;
+    char read_bytes[LINK_READ_BYTES];  /* what one read brings; used up before the next */
+    char plain_bytes[LINK_READ_BYTES]; /* and what TLS makes of it */
 };
 
-enum link_phase { LINK_CONNECTING, LINK_GREETING, LINK_UP, LINK_CLOSING };
+enum link_phase { /* in the order of a life */
+                  LINK_CONNECTING,
+                  LINK_TLS,
+                  LINK_GREETING,
+                  LINK_ASKING, /* people are to decide */
+                  LINK_UP,
+                  LINK_CLOSING,
+};
+
+struct chunk { /* plain bytes that wait to be sent */
+    struct chunk *next;
+    char *data;
+    size_t len, offset;
+};
+
+struct pairing { /* a request to join, either way; exists in phase ASKING */
+    struct mesh_join_commit theirs;
+    uint8_t nonce[32];
+    bool has_commit, has_code, is_announced, is_over;
+    bool accepted_here, accepted_there;
+    struct mesh_join_request request; /* for people */
+    uint64_t since_ms;
+};
+
+struct measure {
+    uint64_t ping_number, ping_sent_ns; /* 0: none under way */
+    uint64_t ping_due_ms;
+    uint32_t rtt_us[PINGS];
+    uint32_t n_rtt;
+    struct link_figures told;            /* by the last event */
+    uint64_t bulk_due_ms, bulk_since_ms; /* since: 0 when no burst goes out */
+    uint32_t bulk_burst, bulk_sent_bytes;
+    uint32_t in_burst, in_bytes; /* the burst that comes in */
+    uint64_t in_first_ns;
+};
 
 struct mesh_link {
     struct mesh *mesh;
@@ -43,30 +154,137 @@ struct mesh_link {
     uv_connect_t connect;
     enum link_phase phase;
     bool is_dialled;
+    bool is_joining;   /* dialled to use an invite */
+    bool is_member;    /* decided; HELLO was sent */
     bool is_announced; /* link_up was called */
-    bool is_silent;    /* and that was logged */
-    bool has_hello;
-    uint8_t nonce[32]; /* ours, in our HELLO */
+    bool is_closed;    /* by the other process */
+    bool is_refused;   /* counted as such */
+    bool has_key, has_greeting, has_proof;
+    struct channel channel;
+    uint8_t key[32];
+    struct mesh_greeting told, greeting; /* ours, theirs */
     struct mesh_hello hello;
-    struct mesh_heartbeat heartbeat;
+    struct pairing *pairing;
+    struct link_figures figures;
+    struct measure measure;
     uint64_t opened_ms, heard_ms;
     char local_host[64], remote_host[64];
     uint16_t remote_port;
-    struct buf in;
+    struct buf in; /* the beginning of a frame */
+    struct chunk *first_chunk, *last_chunk;
+    size_t queued_bytes, flying_bytes;
     char reason[ERROR_MESSAGE_BYTES];
 };
 
-/* A link with its handle initialised, in the mesh's list. NULL when out of memory or full. */
+/* ---- link.c ---- */
+
+/* A link with its handle initialised, in the mesh's list. NULL when out of memory. */
 struct mesh_link *link_new(struct mesh *m, bool is_dialled);
 /* Starts to connect; the outcome comes later. Errors: libuv's; the link is then closing. */
 int link_dial(struct mesh_link *l, const struct mesh_address *address);
-/* The connection stands: greets. */
-void link_greet(struct mesh_link *l);
-void link_send_heartbeat(struct mesh_link *l);
-/* What the tick does for one link. */
+/* The connection stands: begins TLS. */
+void link_start(struct mesh_link *l);
 void link_tick(struct mesh_link *l, uint64_t now_ms);
-/* Called by the link when its greeting is over. Returns false when another link to that node is
- * kept instead: the link is then closing. */
+/* A read, write or connect has failed: closes, and notes whether that was the other process. */
+void link_close_by_error(struct mesh_link *l, int status);
+/* Gives what TLS has put out to the kernel. */
+void link_flush(struct mesh_link *l);
+/* Forgets what was not sent. */
+void link_drop_queue(struct mesh_link *l);
+/* "name" or "address:port", for logs. */
+const char *link_label(const struct mesh_link *l, char text[TEXT_ADDRESS_BYTES]);
+/* A frame of the connection's beginning. Its buffer is on the stack of the caller's macro. */
+#define LINK_SEND(l, encode, ...)                                                                  \
+    do {                                                                                           \
+        struct buf link_send_buf;                                                                  \
+        buf_init(&link_send_buf, MESH_STRANGER_BYTES_MAX + MESH_HEADER_BYTES);                     \
+        encode(&link_send_buf, ##__VA_ARGS__);                                                     \
+        mesh_link_send(l, &link_send_buf);                                                         \
+    } while (0)
+
+/* ---- greeting.c ---- */
+
+/* The handshake is over: looks at the key and greets. */
+void greeting_start(struct mesh_link *l);
+/* Any message before the link is up. Errors: the link is to be closed with it. */
+int greeting_take(struct mesh_link *l, const struct mesh_message *m, struct error *err);
+/* The other node is a member: sends HELLO. */
+void greeting_become_member(struct mesh_link *l);
+
+/* ---- pairing.c ---- */
+
+void pairing_start(struct mesh_link *l);
+int pairing_take(struct mesh_link *l, const struct mesh_message *m, struct error *err);
+void pairing_tick(struct mesh_link *l, uint64_t now_ms);
+/* The link is closing: the request ends with it. */
+void pairing_end(struct mesh_link *l);
+
+/* ---- members.c ---- */
+
+int members_load(struct mesh *m, struct error *err);
+/* Trusts a key from now on; tells the other members but those behind `source`. Errors: E_LIMIT,
+ * E_UNAVAILABLE (revoked). */
+int members_add(struct mesh *m, const uint8_t key[32], const char *name, bool is_temporary);
+bool members_trust_key(struct mesh *m, const struct node_id *id);
+bool members_is_revoked(struct mesh *m, const struct node_id *id);
+/* A member's link is up: notes its name and address, tells it of all keys. */
+void members_link_up(struct mesh_link *l);
+int members_take_trust(struct mesh_link *l, const struct mesh_message *m, struct error *err);
+/* Saves what has changed. At once and in this thread when is_last. */
+void members_save(struct mesh *m, bool is_last);
+/* The same for all members once they have heard of each other. */
+void members_get_tag(struct mesh *m, uint8_t ret_tag[8]);
+/* ---- invite.c ---- */
+
+/* Finds the invite that made this proof. Returns NULL and says why in ret_refusal when there is
+ * none that still works for this key. */
+struct invite *members_find_invite(struct mesh_link *l, const uint8_t proof[32],
+                                   enum mesh_refusal *ret_refusal);
+/* The outcome of mesh_join; link may be NULL. */
+void members_end_joining(struct mesh *m, const struct mesh_link *l, int code, const char *reason);
+/* What a side proves: that it knows the secret or the token, on this connection, in this role. */
+int members_compute_proof(const struct mesh_link *l, const void *token, size_t len, bool is_dialler,
+                          uint8_t ret_mac[32]);
+
+/* ---- measure.c ---- */
+
+void measure_start(struct mesh_link *l);
+void measure_tick(struct mesh_link *l, uint64_t now_ms);
+/* The link has taken bytes: the next part of a burst may go. */
+void measure_continue(struct mesh_link *l);
+int measure_take(struct mesh_link *l, const struct mesh_message *m, struct error *err);
+
+/* ---- strangers.c ---- */
+
+/* Counts and logs a refusal, tells the other side its kind where that is possible, and closes. */
+void link_refuse(struct mesh_link *l, enum mesh_refusal kind, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* Only counts and logs. */
+void strangers_note(struct mesh *m, const char *host, uint16_t port, enum mesh_refusal kind,
+                    const char *detail);
+
+/* ---- dial.c ---- */
+
+struct dial *dial_add(struct mesh *m, const struct mesh_address *address);
+/* mesh_learn; is_known: a member says so. */
+void dial_learn(struct mesh *m, const struct node_id *id, const struct mesh_address *address,
+                bool is_known);
+struct dial *dial_find(struct mesh *m, const struct mesh_link *l);
+void dial_tick(struct mesh *m, uint64_t now_ms);
+/* The link is about to be freed. */
+void dial_link_gone(struct mesh *m, struct mesh_link *l);
+/* The key behind an address is known. */
+void dial_note_key(struct mesh *m, const struct mesh_link *l);
+/* The node has become trusted: no need to wait. */
+void dial_hurry(struct mesh *m, const struct node_id *id);
+
+/* ---- mesh.c ---- */
+
+/* Whether the new one of two links between the same pair is kept. */
+bool mesh_prefers_new(const struct mesh *m, const struct mesh_link *old,
+                      const struct mesh_link *new);
+/* Called by the link when it is a member's. Returns false when another link to that node is kept
+ * instead: the link is then closing. */
 bool mesh_link_ready(struct mesh *m, struct mesh_link *l);
 /* Called by the link once its handle is closed; frees it. */
 void mesh_link_gone(struct mesh *m, struct mesh_link *l);

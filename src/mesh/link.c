@@ -1,18 +1,14 @@
 #include "base/log.h"
-#include "base/rng.h"
 #include "mesh/internal.h"
 
-#include <openssl/crypto.h>
-#include <openssl/hmac.h>
-#include <stdarg.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
-struct write { /* one uv_write under way; the bytes follow it */
-    uv_write_t request;
-    char *data;
-};
+enum { KEEPALIVE_S = 5, USER_TIMEOUT_MS = 10000, NOT_SENT_BYTES_MAX = 256 << 10 };
+enum { RESERVED_MAX = 1 << 20 };
 
 static void on_closed(uv_handle_t *handle)
 {
@@ -25,8 +21,23 @@ void mesh_link_close(struct mesh_link *l, const char *reason)
     if (l->phase == LINK_CLOSING)
         return;
     snprintf(l->reason, sizeof(l->reason), "%s", reason);
+    bool has_tls = l->phase > LINK_CONNECTING && l->channel.ssl != NULL;
     l->phase = LINK_CLOSING;
+    link_drop_queue(l);
+    if (has_tls && l->flying_bytes == 0 && !l->is_closed) {
+        channel_shut_down(&l->channel);
+        uv_buf_t span = uv_buf_init(l->channel.out.data, (unsigned)l->channel.out.len);
+        if (span.len > 0)
+            uv_try_write((uv_stream_t *)&l->tcp, &span, 1);
+    }
     uv_close((uv_handle_t *)&l->tcp, on_closed);
+}
+
+void link_close_by_error(struct mesh_link *l, int status)
+{
+    l->is_closed = status == UV_EOF || status == UV_ECONNRESET || status == UV_EPIPE ||
+                   status == UV_ECONNREFUSED || status == UV_ECONNABORTED;
+    mesh_link_close(l, status == UV_EOF ? "peer closed the link" : uv_strerror(status));
 }
 
 struct mesh_link *link_new(struct mesh *m, bool is_dialled)
@@ -48,213 +59,166 @@ struct mesh_link *link_new(struct mesh *m, bool is_dialled)
     return l;
 }
 
-static void on_written(uv_write_t *request, int status)
+const char *link_label(const struct mesh_link *l, char text[TEXT_ADDRESS_BYTES])
 {
-    struct write *w = (struct write *)request;
-    struct mesh_link *l = request->data;
-    if (status != 0 && status != UV_ECANCELED)
-        mesh_link_close(l, uv_strerror(status));
-    free(w->data);
-    free(w);
-}
-
-int mesh_link_send(struct mesh_link *l, struct buf *frames)
-{
-    int rc = frames->error;
-    if (rc != 0) {
-        mesh_link_close(l, "a message to this peer could not be built: out of memory or too long");
-        buf_done(frames);
-        return rc;
+    struct mesh_address a = {.port = l->remote_port};
+    if (l->hello.name[0] != '\0') {
+        snprintf(text, TEXT_ADDRESS_BYTES, "%s", l->hello.name);
+        return text;
     }
-    if (l->phase == LINK_CLOSING || frames->len == 0) {
-        buf_done(frames);
-        return l->phase == LINK_CLOSING ? E_UNAVAILABLE : 0;
-    }
-    if (uv_stream_get_write_queue_size((uv_stream_t *)&l->tcp) > LIMIT_CONTROL_FRAME_BYTES) {
-        mesh_link_close(l, "peer reads too slowly");
-        buf_done(frames);
-        return E_LIMIT;
-    }
-    struct write *w = malloc(sizeof(*w));
-    if (w == NULL) {
-        mesh_link_close(l, "out of memory");
-        buf_done(frames);
-        return E_NOMEM;
-    }
-    w->data = frames->data;
-    w->request.data = l;
-    uv_buf_t span = uv_buf_init(frames->data, (unsigned)frames->len);
-    buf_init(frames, frames->max_len); /* its bytes are the write's now */
-    rc = uv_write(&w->request, (uv_stream_t *)&l->tcp, &span, 1, on_written);
-    if (rc != 0) {
-        free(w->data);
-        free(w);
-        mesh_link_close(l, uv_strerror(rc));
-    }
-    return rc != 0 ? E_UNAVAILABLE : 0;
+    memcpy(a.host, l->remote_host, sizeof(a.host));
+    return address_text(&a, text);
 }
 
-/* What a side proves: that it knows the secret, for this pair of nodes and nonces, as this side. */
-static void compute_proof(const struct mesh_options *o, const struct node_id *prover,
-                          const uint8_t prover_nonce[32], const struct node_id *checker,
-                          const uint8_t checker_nonce[32], uint8_t ret_mac[32])
-{
-    uint8_t text[16 + 32 + 16 + 32];
-    unsigned len = 32;
-    memcpy(text, prover->bytes, 16);
-    memcpy(text + 16, prover_nonce, 32);
-    memcpy(text + 48, checker->bytes, 16);
-    memcpy(text + 64, checker_nonce, 32);
-    if (HMAC(EVP_sha256(), o->secret, (int)o->secret_len, text, sizeof(text), ret_mac, &len) ==
-        NULL)
-        rng_system(ret_mac, 32); /* out of memory: a proof that no one accepts */
-}
-
-static void send_hello(struct mesh_link *l)
-{
-    struct mesh_hello hello = l->mesh->options.self;
-    struct mesh_heartbeat now = {0};
-    struct buf b;
-    l->mesh->events.heartbeat(l->mesh->events.self, &now);
-    hello.version = MESH_PROTOCOL_VERSION;
-    hello.memory_bytes_free = now.memory_bytes_free;
-    hello.has_secret = l->mesh->options.secret != NULL;
-    memcpy(hello.nonce, l->nonce, sizeof(hello.nonce));
-    buf_init(&b, MESH_GREETING_BYTES_MAX);
-    mesh_encode_hello(&b, &hello);
-    mesh_link_send(l, &b);
-}
-
-static void send_proof(struct mesh_link *l)
-{
-    const struct mesh_options *o = &l->mesh->options;
-    struct mesh_proof proof;
-    struct buf b;
-    compute_proof(o, &o->self.id, l->nonce, &l->hello.id, l->hello.nonce, proof.mac);
-    buf_init(&b, MESH_GREETING_BYTES_MAX);
-    mesh_encode_proof(&b, &proof);
-    mesh_link_send(l, &b);
-}
-
-static void finish_greeting(struct mesh_link *l)
-{
-    if (!mesh_link_ready(l->mesh, l))
-        return;
-    l->phase = LINK_UP;
-    l->is_announced = true;
-    l->mesh->events.link_up(l->mesh->events.self, l);
-}
-
-static int take_hello(struct mesh_link *l, const struct mesh_message *m, struct error *err)
-{
-    const struct mesh_options *o = &l->mesh->options;
-    int rc = mesh_decode_hello(m, &l->hello, err);
-    if (rc != 0)
-        return rc;
-    l->has_hello = true;
-    if (l->hello.has_secret != (o->secret != NULL))
-        return error_set(err, E_PROTOCOL, "%s has %s shared secret and this node has %s",
-                         l->hello.name, l->hello.has_secret ? "a" : "no",
-                         o->secret != NULL ? "one" : "none");
-    l->heartbeat.memory_bytes_free = l->hello.memory_bytes_free;
-    /* A node that listens on all addresses is reached where it came from. */
-    struct mesh_address *addresses[] = {&l->hello.api, &l->hello.mesh};
-    for (int i = 0; i < 2; i++)
-        if (strcmp(addresses[i]->host, "0.0.0.0") == 0 || strcmp(addresses[i]->host, "::") == 0)
-            memcpy(addresses[i]->host, l->remote_host, sizeof(l->remote_host));
-    if (o->secret != NULL && !node_id_equal(&l->hello.id, &o->self.id))
-        send_proof(l);
-    else
-        finish_greeting(l);
-    return 0;
-}
-
-static int take_proof(struct mesh_link *l, const struct mesh_message *m, struct error *err)
-{
-    const struct mesh_options *o = &l->mesh->options;
-    struct mesh_proof proof;
-    uint8_t expected[32];
-    int rc = mesh_decode_proof(m, &proof, err);
-    if (rc != 0)
-        return rc;
-    compute_proof(o, &l->hello.id, l->hello.nonce, &o->self.id, l->nonce, expected);
-    if (CRYPTO_memcmp(expected, proof.mac, sizeof(expected)) != 0)
-        return error_set(err, E_PROTOCOL, "%s does not know the shared secret", l->hello.name);
-    finish_greeting(l);
-    return 0;
-}
+/* ---- receiving ---- */
 
 static int take_message(struct mesh_link *l, const struct mesh_message *m, struct error *err)
 {
-    if (l->phase == LINK_GREETING) {
-        if (m->type == MESH_HELLO && !l->has_hello)
-            return take_hello(l, m, err);
-        if (m->type == MESH_PROOF && l->has_hello && l->mesh->options.secret != NULL)
-            return take_proof(l, m, err);
-        return error_set(err, E_PROTOCOL, "message of type %d before the greeting is over",
-                         m->type);
-    }
-    if (m->type == MESH_HEARTBEAT)
-        return mesh_decode_heartbeat(m, &l->heartbeat, err);
-    if (m->type == MESH_HELLO || m->type == MESH_PROOF)
-        return error_set(err, E_PROTOCOL, "second greeting");
+    if (l->phase != LINK_UP)
+        return greeting_take(l, m, err);
+    if (m->type < MESH_TRUST)
+        return error_set(err, E_PROTOCOL, "second greeting: message of type %d", m->type);
+    if (m->type == MESH_TRUST)
+        return members_take_trust(l, m, err);
+    if (m->type <= MESH_BULK_ACK)
+        return measure_take(l, m, err);
+    if (m->type == MESH_CLUSTER && m->len > MESH_CLUSTER_BYTES_MAX)
+        return error_set(err, E_PROTOCOL, "CLUSTER message of %zu bytes (at most %d)", m->len,
+                         MESH_CLUSTER_BYTES_MAX);
     return l->mesh->events.message(l->mesh->events.self, l, m, err);
 }
 
-static void take_bytes(struct mesh_link *l)
+static void close_for(struct mesh_link *l, int rc, const struct error *err)
+{
+    if (l->phase == LINK_UP) {
+        l->mesh->stats.n_malformed += rc == E_PROTOCOL || rc == E_LIMIT;
+        mesh_link_close(l, err->message);
+    } else {
+        link_refuse(l, rc == E_LIMIT ? MESH_REFUSED_OVERSIZE : MESH_REFUSED_GARBAGE, "%s",
+                    err->message);
+    }
+}
+
+/* Takes whole frames from the front. Returns how many bytes that were. */
+static size_t take_frames(struct mesh_link *l, const char *data, size_t len)
 {
     struct error err = {0};
     size_t offset = 0;
-    while (l->phase == LINK_GREETING || l->phase == LINK_UP) {
+    while (l->phase != LINK_CLOSING) {
         struct mesh_message m;
-        size_t len_max =
-            l->phase == LINK_GREETING ? MESH_GREETING_BYTES_MAX : LIMIT_CONTROL_FRAME_BYTES;
-        int64_t n = mesh_message_next(l->in.data + offset, l->in.len - offset, len_max, &m, &err);
+        size_t len_max = l->is_member ? LIMIT_CONTROL_FRAME_BYTES : MESH_STRANGER_BYTES_MAX;
+        int64_t n = mesh_message_next(data + offset, len - offset, len_max, &m, &err);
         if (n == 0)
             break;
         int rc = n < 0 ? (int)n : take_message(l, &m, &err);
         if (rc != 0) {
-            l->mesh->stats.n_malformed += rc == E_PROTOCOL;
-            mesh_link_close(l, err.message);
+            close_for(l, rc, &err);
             break;
         }
         offset += (size_t)n;
     }
-    buf_consume(&l->in, offset);
+    return offset;
+}
+
+/* Room for the frame that has begun, so that it is not copied again and again while it grows. What
+ * a header merely claims costs at most a megabyte. */
+static void reserve_for_frame(struct mesh_link *l, const char *data, size_t len)
+{
+    struct cursor c;
+    cursor_init(&c, data, len);
+    size_t claimed = (size_t)cursor_u32(&c) + MESH_HEADER_BYTES;
+    if (!c.failed && claimed > len && l->is_member)
+        buf_reserve(&l->in, claimed < RESERVED_MAX ? claimed : RESERVED_MAX);
+}
+
+/* Most reads bring whole frames: then nothing is kept, and an idle link holds no buffer. */
+static void take_plain(struct mesh_link *l, const char *data, size_t len)
+{
+    if (l->in.len == 0) {
+        size_t n = take_frames(l, data, len);
+        data += n;
+        len -= n;
+        if (len == 0)
+            return;
+    }
+    if (l->phase == LINK_CLOSING)
+        return;
+    if (l->in.len == 0)
+        reserve_for_frame(l, data, len);
+    if (buf_append(&l->in, data, len) != 0) {
+        mesh_link_close(l, "out of memory");
+        return;
+    }
+    buf_consume(&l->in, take_frames(l, l->in.data, l->in.len));
+    if (l->in.len == 0)
+        buf_done(&l->in);
+}
+
+static bool shake_hands(struct mesh_link *l)
+{
+    struct error err = {0};
+    enum mesh_refusal kind;
+    int rc = channel_handshake(&l->channel, &kind, &err);
+    link_flush(l);
+    if (l->phase == LINK_CLOSING)
+        return false;
+    if (rc < 0)
+        link_refuse(l, kind, "%s", err.message);
+    if (rc <= 0)
+        return false;
+    greeting_start(l);
+    return l->phase != LINK_CLOSING;
+}
+
+static void take_bytes(struct mesh_link *l, const char *data, size_t len)
+{
+    struct error err = {0};
+    l->channel.in = data;
+    l->channel.in_len = len;
+    if (l->phase == LINK_TLS && !shake_hands(l))
+        return;
+    while (l->phase != LINK_CLOSING) {
+        int64_t n = channel_read(&l->channel, l->mesh->plain_bytes, LINK_READ_BYTES, &err);
+        if (n == 0)
+            break;
+        if (n == CHANNEL_CLOSED) {
+            link_close_by_error(l, UV_EOF);
+        } else if (n < 0 && l->is_dialled && l->phase != LINK_UP) {
+            /* The other side refuses our certificate: with TLS 1.3 the one who dials hears of it
+             * only when it believes that the handshake is over. */
+            mesh_link_close(l, err.message);
+        } else if (n < 0) {
+            close_for(l, E_PROTOCOL, &err);
+        } else {
+            take_plain(l, l->mesh->plain_bytes, (size_t)n);
+        }
+    }
+    link_flush(l); /* answers of TLS itself */
+    l->channel.in = NULL;
+    l->channel.in_len = 0;
 }
 
 static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *ret)
 {
     struct mesh_link *l = handle->data;
     (void)suggested;
-    size_t room = 64 * 1024;
-    if (room > l->in.max_len - l->in.len)
-        room = l->in.max_len - l->in.len;
-    if (room == 0 || buf_reserve(&l->in, room) != 0)
-        *ret = uv_buf_init(NULL, 0); /* becomes UV_ENOBUFS */
-    else
-        *ret = uv_buf_init(l->in.data + l->in.len, (unsigned)room);
+    *ret = uv_buf_init(l->mesh->read_bytes, LINK_READ_BYTES);
 }
 
-static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *unused)
+static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *bytes)
 {
     struct mesh_link *l = stream->data;
-    (void)unused;
     if (l->phase == LINK_CLOSING || n == 0)
         return;
     if (n < 0) {
-        mesh_link_close(l, n == UV_EOF ? "peer closed the link" : uv_strerror((int)n));
+        link_close_by_error(l, (int)n);
         return;
     }
-    l->in.len += (size_t)n;
-    l->in.data[l->in.len] = '\0';
     l->heard_ms = uv_now(l->mesh->loop);
-    if (l->is_silent) {
-        l->is_silent = false;
-        log_info("mesh", "peer=%s heard again", l->hello.name);
-    }
-    take_bytes(l);
+    take_bytes(l, bytes->base, (size_t)n);
 }
+
+/* ---- life ---- */
 
 static void note_address(const struct sockaddr_storage *address, char host[64], uint16_t *ret_port)
 {
@@ -269,14 +233,31 @@ static void note_address(const struct sockaddr_storage *address, char host[64], 
     }
 }
 
-void link_greet(struct mesh_link *l)
+/* A dead peer is noticed even while nothing is read, and what is queued in the kernel is bounded,
+ * so that a heartbeat waits behind little. */
+static void set_socket_options(struct mesh_link *l)
+{
+    int fd;
+    uv_tcp_nodelay(&l->tcp, 1);
+    uv_tcp_keepalive(&l->tcp, 1, KEEPALIVE_S);
+    if (uv_fileno((uv_handle_t *)&l->tcp, &fd) != 0)
+        return;
+#ifdef TCP_USER_TIMEOUT
+    unsigned timeout_ms = USER_TIMEOUT_MS;
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms, sizeof(timeout_ms));
+#endif
+#ifdef TCP_NOTSENT_LOWAT
+    int unsent = NOT_SENT_BYTES_MAX;
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent));
+#endif
+}
+
+void link_start(struct mesh_link *l)
 {
     struct sockaddr_storage address = {0};
     int len = sizeof(address);
     uint16_t port;
-    int rc = rng_system(l->nonce, sizeof(l->nonce));
-    if (rc == 0)
-        rc = uv_tcp_getsockname(&l->tcp, (struct sockaddr *)&address, &len);
+    int rc = uv_tcp_getsockname(&l->tcp, (struct sockaddr *)&address, &len);
     if (rc == 0)
         note_address(&address, l->local_host, &port);
     len = sizeof(address);
@@ -284,16 +265,21 @@ void link_greet(struct mesh_link *l)
         rc = uv_tcp_getpeername(&l->tcp, (struct sockaddr *)&address, &len);
     if (rc == 0) {
         note_address(&address, l->remote_host, &l->remote_port);
-        uv_tcp_nodelay(&l->tcp, 1);
+        set_socket_options(l);
         rc = uv_read_start((uv_stream_t *)&l->tcp, on_alloc, on_read);
     }
     if (rc != 0) {
-        mesh_link_close(l, uv_strerror(rc));
+        link_close_by_error(l, rc);
         return;
     }
-    l->phase = LINK_GREETING;
+    if (channel_init(&l->channel, l->mesh->context, l->is_dialled) != 0) {
+        mesh_link_close(l, "out of memory");
+        return;
+    }
+    l->phase = LINK_TLS;
     l->opened_ms = l->heard_ms = uv_now(l->mesh->loop);
-    send_hello(l);
+    if (l->is_dialled)
+        shake_hands(l);
 }
 
 static void on_connected(uv_connect_t *request, int status)
@@ -302,9 +288,9 @@ static void on_connected(uv_connect_t *request, int status)
     if (l->phase == LINK_CLOSING)
         return;
     if (status != 0)
-        mesh_link_close(l, uv_strerror(status));
+        link_close_by_error(l, status);
     else
-        link_greet(l);
+        link_start(l);
 }
 
 int link_dial(struct mesh_link *l, const struct mesh_address *address)
@@ -319,30 +305,22 @@ int link_dial(struct mesh_link *l, const struct mesh_address *address)
     if (rc == 0)
         rc = uv_tcp_connect(&l->connect, &l->tcp, (const struct sockaddr *)&a, on_connected);
     if (rc != 0)
-        mesh_link_close(l, uv_strerror(rc));
+        link_close_by_error(l, rc);
     return rc;
-}
-
-void link_send_heartbeat(struct mesh_link *l)
-{
-    struct mesh_heartbeat heartbeat = {0};
-    struct buf b;
-    l->mesh->events.heartbeat(l->mesh->events.self, &heartbeat);
-    buf_init(&b, MESH_GREETING_BYTES_MAX);
-    mesh_encode_heartbeat(&b, &heartbeat);
-    mesh_link_send(l, &b);
 }
 
 void link_tick(struct mesh_link *l, uint64_t now_ms)
 {
     char text[128];
-    if (l->phase == LINK_CONNECTING || l->phase == LINK_GREETING) {
-        if (now_ms - l->opened_ms > MESH_GREETING_MS)
+    if (l->phase == LINK_CLOSING)
+        return;
+    if (l->phase < LINK_ASKING && now_ms - l->opened_ms > MESH_GREETING_MS) {
+        if (l->is_dialled)
             mesh_link_close(l, "no greeting in time");
+        else
+            link_refuse(l, MESH_REFUSED_SLOW, "no greeting in %d ms", MESH_GREETING_MS);
         return;
     }
-    if (l->phase != LINK_UP)
-        return;
     uint64_t silent_ms = now_ms - l->heard_ms;
     if (silent_ms > MESH_SILENCE_LOST_MS) {
         snprintf(text, sizeof(text), "silent %llu ms (limit %d)", (unsigned long long)silent_ms,
@@ -350,12 +328,10 @@ void link_tick(struct mesh_link *l, uint64_t now_ms)
         mesh_link_close(l, text);
         return;
     }
-    if (silent_ms > MESH_SILENCE_LOG_MS && !l->is_silent) {
-        l->is_silent = true;
-        log_warn("mesh", "peer=%s silent %llu ms (limit %d) -> lost at %d ms", l->hello.name,
-                 (unsigned long long)silent_ms, MESH_SILENCE_LOG_MS, MESH_SILENCE_LOST_MS);
-    }
-    link_send_heartbeat(l);
+    if (l->phase == LINK_ASKING)
+        pairing_tick(l, now_ms);
+    if (l->phase == LINK_ASKING || l->phase == LINK_UP)
+        measure_tick(l, now_ms);
 }
 
 const struct mesh_hello *mesh_link_hello(const struct mesh_link *l)
@@ -363,9 +339,9 @@ const struct mesh_hello *mesh_link_hello(const struct mesh_link *l)
     return &l->hello;
 }
 
-const struct mesh_heartbeat *mesh_link_heartbeat(const struct mesh_link *l)
+const struct link_figures *mesh_link_figures(const struct mesh_link *l)
 {
-    return &l->heartbeat;
+    return &l->figures;
 }
 
 const char *mesh_link_local_host(const struct mesh_link *l)

@@ -1,25 +1,13 @@
-#include "mesh/mesh.h"
-
 #include "base/log.h"
 #include "mesh/internal.h"
 
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { LEARNED_FAILURES_MAX = 5, LISTEN_BACKLOG = 64 };
-
-bool node_id_equal(const struct node_id *a, const struct node_id *b)
-{
-    return memcmp(a->bytes, b->bytes, sizeof(a->bytes)) == 0;
-}
-
-const char *node_id_text(const struct node_id *id, char text[33])
-{
-    for (size_t i = 0; i < sizeof(id->bytes); i++)
-        snprintf(text + 2 * i, 3, "%02x", id->bytes[i]);
-    return text;
-}
+enum { LISTEN_BACKLOG = 128, PAUSE_MS = 1000 };
 
 struct mesh_link *mesh_find(const struct mesh *m, const struct node_id *id)
 {
@@ -47,99 +35,71 @@ void mesh_get_stats(const struct mesh *m, struct mesh_stats *ret_stats)
     *ret_stats = m->stats;
 }
 
-static bool dial_is_linked(const struct mesh *m, const struct dial *d)
-{
-    return d->is_self || (d->has_id && mesh_find(m, &d->id) != NULL);
-}
-
-uint32_t mesh_n_missing(const struct mesh *m)
-{
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < m->n_dials; i++)
-        n += m->dials[i].is_static && !dial_is_linked(m, &m->dials[i]);
-    return n;
-}
-
-static struct dial *find_dial(struct mesh *m, const struct mesh_link *l)
-{
-    for (uint32_t i = 0; i < m->n_dials; i++)
-        if (m->dials[i].link == l)
-            return &m->dials[i];
-    return NULL;
-}
-
 /* Of two links between the same pair both sides keep the one that the node with the lower id has
  * dialled; of two dialled by the same side the newer one, since the older may be dead. */
-static bool prefers_new(const struct mesh *m, const struct mesh_link *old,
-                        const struct mesh_link *new)
+bool mesh_prefers_new(const struct mesh *m, const struct mesh_link *old,
+                      const struct mesh_link *new)
 {
     if (old->is_dialled == new->is_dialled)
         return true;
-    bool we_are_lower =
-        memcmp(m->options.self.id.bytes, new->hello.id.bytes, sizeof(new->hello.id.bytes)) < 0;
+    bool we_are_lower = node_id_compare(&m->options.identity->id, &new->hello.id) < 0;
     return new->is_dialled == we_are_lower;
 }
 
 bool mesh_link_ready(struct mesh *m, struct mesh_link *l)
 {
-    struct dial *d = find_dial(m, l);
-    bool is_self = node_id_equal(&l->hello.id, &m->options.self.id);
-    if (d != NULL) {
-        d->has_id = true;
-        d->id = l->hello.id;
-        d->is_self = is_self;
-        d->n_failed = 0;
-        d->backoff_ms = MESH_DIAL_MS_MIN;
-    }
-    if (is_self) {
-        mesh_link_close(l, "that is this node itself");
-        return false;
-    }
-    struct mesh_link *old = mesh_find(m, &l->hello.id);
+    struct mesh_link *old = m->links; /* one that is closing, too, if its end is still to be told */
+    while (old != NULL && (!old->is_announced || !node_id_equal(&old->hello.id, &l->hello.id)))
+        old = old->next;
     if (old == NULL)
         return true;
-    if (!prefers_new(m, old, l)) {
+    if (old->phase == LINK_UP && !mesh_prefers_new(m, old, l)) {
         mesh_link_close(l, "second link to the same node");
         return false;
     }
     mesh_link_close(old, "replaced by another link to the same node");
     /* The owner hears of the old link's end before it hears of the new one. */
     old->is_announced = false;
-    m->events.link_down(m->events.self, old, old->reason);
+    m->events.link_down(m->events.self, old, old->reason, false);
     return true;
 }
 
-static void note_failed_dial(struct mesh *m, struct mesh_link *l)
+/* The invite has failed when the inviter has closed the link, or no address leads to it. */
+static void joining_link_gone(struct mesh *m, struct mesh_link *l)
 {
-    struct dial *d = find_dial(m, l);
-    if (d == NULL)
-        return;
-    d->link = NULL;
-    d->next_ms = uv_now(m->loop) + d->backoff_ms;
-    d->backoff_ms = d->backoff_ms * 2 < MESH_DIAL_MS_MAX ? d->backoff_ms * 2 : MESH_DIAL_MS_MAX;
-    if (!l->has_hello && d->n_failed++ == 0 && !m->is_closing)
-        log_info("mesh", "address=%s:%u cannot be reached: %s -> will try again", d->address.host,
-                 d->address.port, l->reason);
+    struct joining *j = &m->joining;
+    bool is_chosen = j->link == l;
+    j->n_links--;
+    if (is_chosen || j->link == NULL)
+        snprintf(j->reason, sizeof(j->reason), "%.80s: %.400s", l->remote_host, l->reason);
+    if ((is_chosen || (j->n_links == 0 && j->link == NULL)) && !m->is_closing)
+        members_end_joining(m, NULL, E_UNAVAILABLE, j->reason);
 }
 
 void mesh_link_gone(struct mesh *m, struct mesh_link *l)
 {
+    char text[TEXT_ADDRESS_BYTES];
     for (struct mesh_link **p = &m->links; *p != NULL; p = &(*p)->next)
         if (*p == l) {
             *p = l->next;
             m->n_links--;
             break;
         }
-    note_failed_dial(m, l);
+    dial_link_gone(m, l);
     if (l->is_announced && !m->is_closing) {
         m->stats.n_lost++;
-        m->events.link_down(m->events.self, l, l->reason);
-    } else if (!l->is_announced && !l->is_dialled) {
-        m->stats.n_refused++;
-        log_warn("mesh", "address=%s:%u refused: %s", l->remote_host, l->remote_port, l->reason);
-    } else if (!l->is_announced && l->has_hello) {
-        log_info("mesh", "peer=%s link closed: %s", l->hello.name, l->reason);
+        m->events.link_down(m->events.self, l, l->reason, l->is_closed);
+    } else if (!l->is_refused && !l->is_dialled && !m->is_closing) {
+        /* A port scan, or a node that has changed its mind. */
+        if (!l->has_key)
+            strangers_note(m, l->remote_host, l->remote_port, MESH_REFUSED_GARBAGE, l->reason);
+        else
+            log_debug("mesh", "peer=%s link closed: %s", link_label(l, text), l->reason);
     }
+    if (l->is_joining)
+        joining_link_gone(m, l);
+    pairing_end(l);
+    channel_done(&l->channel);
     buf_done(&l->in);
     free(l);
     mesh_handle_closed(m);
@@ -151,9 +111,36 @@ void mesh_handle_closed(struct mesh *m)
         return;
     void (*closed)(void *) = m->closed;
     void *arg = m->closed_arg;
+    SSL_CTX_free(m->context);
+    OPENSSL_cleanse(m->secret_key, sizeof(m->secret_key));
+    OPENSSL_cleanse(m->invites, sizeof(m->invites));
     free(m);
     if (closed != NULL)
         closed(arg);
+}
+
+/* A handshake costs half a millisecond of the loop: strangers may have some of it, not all. */
+static bool is_rush(struct mesh *m)
+{
+    uint64_t now_ms = uv_now(m->loop);
+    if (now_ms - m->accepted_ms >= 1000) {
+        m->accepted_ms = now_ms;
+        m->n_accepted = 0;
+    }
+    return ++m->n_accepted > ACCEPTED_PER_SECOND;
+}
+
+/* Who holds connections open without saying who he is takes room from few others. */
+static bool is_crowded(const struct mesh *m, const struct mesh_link *l)
+{
+    uint32_t n = 0, n_near = 0;
+    for (const struct mesh_link *o = m->links; o != NULL; o = o->next) {
+        if (o == l || o->is_dialled || o->is_member || o->phase >= LINK_ASKING)
+            continue;
+        n++;
+        n_near += strcmp(o->remote_host, l->remote_host) == 0;
+    }
+    return n >= HALF_OPEN_MAX || n_near >= HALF_OPEN_ADDRESS_MAX || m->n_links > 3 * LIMIT_PEERS;
 }
 
 static void on_connection(uv_stream_t *listener, int status)
@@ -167,37 +154,19 @@ static void on_connection(uv_stream_t *listener, int status)
     if (l == NULL)
         return;
     int rc = uv_accept(listener, (uv_stream_t *)&l->tcp);
-    if (rc != 0)
-        mesh_link_close(l, uv_strerror(rc));
-    else if (m->n_links > 2 * LIMIT_PEERS)
-        mesh_link_close(l, "too many links");
+    if (rc == 0)
+        link_start(l);
     else
-        link_greet(l);
-}
-
-void mesh_send_heartbeats(struct mesh *m)
-{
-    for (struct mesh_link *l = m->links; l != NULL; l = l->next)
-        if (l->phase == LINK_UP)
-            link_send_heartbeat(l);
-}
-
-static void tick_dial(struct mesh *m, struct dial *d, uint64_t now_ms)
-{
-    if (d->link != NULL || now_ms < d->next_ms || dial_is_linked(m, d))
-        return;
-    struct mesh_link *l = link_new(m, true);
-    if (l == NULL)
-        return;
-    d->link = l;
-    link_dial(l, &d->address);
+        mesh_link_close(l, uv_strerror(rc));
+    if (l->phase == LINK_TLS && (is_crowded(m, l) || is_rush(m)))
+        link_refuse(l, MESH_REFUSED_CROWD, "too many connections that have not shown who they are");
 }
 
 static void on_tick(uv_timer_t *timer)
 {
     struct mesh *m = timer->data;
     uint64_t now_ms = uv_now(m->loop);
-    bool was_paused = now_ms - m->tick_ms > MESH_SILENCE_LOG_MS;
+    bool was_paused = now_ms - m->tick_ms > PAUSE_MS;
     m->tick_ms = now_ms;
     for (struct mesh_link *l = m->links; l != NULL; l = l->next) {
         /* A process that was stopped itself must not blame its peers. */
@@ -205,44 +174,8 @@ static void on_tick(uv_timer_t *timer)
             l->heard_ms = now_ms;
         link_tick(l, now_ms);
     }
-    for (uint32_t i = 0; i < m->n_dials;) {
-        struct dial *d = &m->dials[i];
-        if (!d->is_static && d->link == NULL && d->n_failed > LEARNED_FAILURES_MAX) {
-            *d = m->dials[--m->n_dials];
-            continue;
-        }
-        tick_dial(m, d, now_ms);
-        i++;
-    }
-}
-
-static struct dial *add_dial(struct mesh *m, const struct mesh_address *address)
-{
-    if (m->n_dials == sizeof(m->dials) / sizeof(m->dials[0]))
-        return NULL;
-    struct dial *d = &m->dials[m->n_dials++];
-    *d = (struct dial){.address = *address, .backoff_ms = MESH_DIAL_MS_MIN};
-    return d;
-}
-
-void mesh_learn(struct mesh *m, const struct node_id *id, const struct mesh_address *address)
-{
-    if (node_id_equal(id, &m->options.self.id) || address->port == 0 || mesh_find(m, id) != NULL)
-        return;
-    for (uint32_t i = 0; i < m->n_dials; i++) {
-        const struct dial *d = &m->dials[i];
-        if ((d->has_id && node_id_equal(&d->id, id)) ||
-            (d->address.port == address->port && strcmp(d->address.host, address->host) == 0))
-            return;
-    }
-    struct dial *d = add_dial(m, address);
-    if (d == NULL)
-        return;
-    d->has_id = true;
-    d->id = *id;
-    /* Both sides hear of each other at about the same time: the lower id goes first. */
-    bool we_are_lower = memcmp(m->options.self.id.bytes, id->bytes, sizeof(id->bytes)) < 0;
-    d->next_ms = uv_now(m->loop) + (we_are_lower ? 0 : 4 * MESH_HEARTBEAT_MS);
+    dial_tick(m, now_ms);
+    members_save(m, false);
 }
 
 static void on_handle_closed(uv_handle_t *handle)
@@ -274,6 +207,39 @@ static int start_listening(struct mesh *m, struct error *err)
     return 0;
 }
 
+/* A secret that a person has made up can be guessed; each guess shall cost a while, too. */
+static int derive_secret(struct mesh *m, struct error *err)
+{
+    static const unsigned char salt[] = "shoal mesh secret";
+    if (m->options.secret == NULL)
+        return 0;
+    if (EVP_PBE_scrypt(m->options.secret, m->options.secret_len, salt, sizeof(salt), 1 << 14, 8, 1,
+                       64 << 20, m->secret_key, sizeof(m->secret_key)) != 1)
+        return error_set(err, E_NOMEM, "cannot use the cluster's secret: out of memory");
+    return 0;
+}
+
+static int set_up(struct mesh *m, struct error *err)
+{
+    const struct mesh_options *o = &m->options;
+    if (strlen(o->data_dir) >= sizeof(m->data_dir))
+        return error_set(err, E_INVALID, "data folder's path is too long");
+    snprintf(m->data_dir, sizeof(m->data_dir), "%s", o->data_dir);
+    for (uint32_t i = 0; i < o->n_peers; i++) {
+        struct dial *d = dial_add(m, &o->peers[i]);
+        if (d != NULL)
+            d->is_static = true;
+    }
+    int rc = channel_context_new(o->identity, &m->context, err);
+    if (rc == 0)
+        rc = derive_secret(m, err);
+    if (rc == 0)
+        rc = members_load(m, err);
+    if (rc == 0)
+        rc = start_listening(m, err);
+    return rc;
+}
+
 int mesh_open(uv_loop_t *loop, const struct mesh_options *o, const struct mesh_events *events,
               struct mesh **ret_mesh, struct error *err)
 {
@@ -285,20 +251,22 @@ int mesh_open(uv_loop_t *loop, const struct mesh_options *o, const struct mesh_e
         return error_set(err, E_NOMEM, "out of memory for the mesh");
     m->loop = loop;
     m->options = *o;
+    m->options.self.id = o->identity->id;
+    m->options.self.version = MESH_PROTOCOL_VERSION;
     m->events = *events;
     m->tick_ms = uv_now(loop);
-    for (uint32_t i = 0; i < o->n_peers; i++)
-        add_dial(m, &o->peers[i])->is_static = true;
+    m->request_credit = UINT32_MAX / 2; /* as many as there may be */
     uv_tcp_init(loop, &m->listener);
     uv_timer_init(loop, &m->timer);
     m->listener.data = m->timer.data = m;
     m->n_handles = 2;
-    int rc = start_listening(m, err);
+    int rc = set_up(m, err);
+    m->options.data_dir = NULL; /* the caller's; ours is m->data_dir */
     if (rc != 0) {
         mesh_close(m, NULL, NULL);
         return rc;
     }
-    uv_timer_start(&m->timer, on_tick, 0, MESH_HEARTBEAT_MS);
+    uv_timer_start(&m->timer, on_tick, 0, MESH_TICK_MS);
     *ret_mesh = m;
     return 0;
 }
@@ -308,6 +276,7 @@ void mesh_close(struct mesh *m, void (*closed)(void *arg), void *arg)
     m->is_closing = true;
     m->closed = closed;
     m->closed_arg = arg;
+    members_save(m, true);
     for (struct mesh_link *l = m->links; l != NULL; l = l->next)
         mesh_link_close(l, "this node stops");
     uv_close((uv_handle_t *)&m->timer, on_handle_closed);

@@ -1,19 +1,25 @@
 /*
- * A node's control links to other nodes, over TCP: listens, dials its peers and dials again with
- * back-off, greets, checks the shared secret, sends heartbeats, notices silence, and keeps one link
- * per node. What the messages mean is the owner's business.
+ * A node's control links to other nodes: TLS 1.3 over TCP between Ed25519 identities. Listens,
+ * dials and dials again with back-off, decides who is a member, lets newcomers in by invite, by
+ * approval or by the cluster's secret, tells members of each other, measures links, notices
+ * silence, and keeps one link per node. What members say to each other is the owner's business.
  *
- * NOT authenticated beyond the optional secret and NOT encrypted: for loopback and trusted
- * networks.
+ * Who is a member: whose key is in data_dir/trusted. Both ends of a link decide by the key that the
+ * TLS handshake has proven; certificates carry nothing else. A stranger may ask to join, may send
+ * frames of 4 KiB at most, and learns a name and a tag of the cluster when it asks, else nothing.
+ * docs/internals/security.md has the reasons.
  *
- * A link pointer is valid from link_up until link_down returns. Callbacks come from the loop, never
- * from inside a call. Thread: the loop's.
+ * A link pointer is valid from link_up until link_down returns. Events come from the loop; only
+ * mesh_approve and mesh_revoke may call them before they return. The process must ignore SIGPIPE.
+ * Thread: the loop's.
  */
 #ifndef SHOAL_MESH_MESH_H
 #define SHOAL_MESH_MESH_H
 
 #include "base/buf.h"
 #include "base/error.h"
+#include "cluster/figures.h"
+#include "cluster/node_id.h"
 #include "mesh/message.h"
 
 #include <stdbool.h>
@@ -21,78 +27,175 @@
 #include <uv.h>
 
 enum {
-    MESH_HEARTBEAT_MS = 250,
-    MESH_SILENCE_LOG_MS = 1000,  /* four heartbeats missed: worth a line */
-    MESH_SILENCE_LOST_MS = 5000, /* the link is given up */
-    MESH_GREETING_MS = 5000,     /* from connection to the end of the greeting */
+    MESH_TICK_MS = 250,
+    MESH_SILENCE_LOST_MS = 10000, /* without any byte; the cluster judges much earlier */
+    MESH_GREETING_MS = 5000,      /* from connection to member, or to a request that waits */
     MESH_DIAL_MS_MIN = 250,
     MESH_DIAL_MS_MAX = 10000,
+    MESH_PING_MS = 2000,
+    MESH_BULK_FIRST_MS = 1000, /* after link_up */
+    MESH_BULK_MS = 600000,
+    MESH_REQUESTS_MAX = 16, /* strangers that wait for an answer */
+    MESH_REQUEST_MS = 300000,
+    MESH_INVITES_MAX = 32, /* that can be used; more make the oldest void */
+    MESH_INVITE_LINE_BYTES = 512,
 };
 
-struct mesh;      /* opaque */
-struct mesh_link; /* opaque */
+struct mesh;          /* opaque */
+struct mesh_link;     /* opaque */
+struct mesh_identity; /* opaque: Ed25519 key pair, self-signed certificate, node id */
+
+/* ---- identity ---- */
+
+/* Reads data_dir/identity.pem (mode 0600), or makes it. The folder must be there. Errors: E_IO,
+ * E_FORMAT (say what to do), E_NOMEM. */
+int mesh_identity_load(const char *data_dir, struct mesh_identity **ret, struct error *err);
+void mesh_identity_free(struct mesh_identity *i);
+const struct node_id *mesh_identity_id(const struct mesh_identity *i);
+
+/* ---- the mesh ---- */
 
 struct mesh_options {
     struct mesh_address listen;
     uint32_t n_peers; /* static peers: dialled for as long as the mesh lives */
     const struct mesh_address *peers;
-    const void *secret; /* NULL: none */
+    const void *secret; /* the cluster's; who proves that it knows it is a member while this process
+                           lives. NULL: none */
     size_t secret_len;
-    struct mesh_hello self; /* id, name, api, memory, cores; the mesh fills in the rest */
+    const struct mesh_identity *identity;
+    const char *data_dir; /* trusted keys are kept there, in the file `trusted` */
+    bool is_closed;       /* strangers cannot ask to join; invites and the secret still work */
+    bool is_adoptable;    /* while this node belongs to no cluster and sees at most one, a member's
+                             approval is enough; else a person must approve here, too */
+    struct mesh_hello self; /* name, api, incarnation, memory, cores; the mesh fills in the rest */
+};
+
+struct mesh_join_request { /* an unknown node and this one; both show the same code */
+    struct node_id id;
+    char name[64];               /* as it says; nobody has checked it */
+    struct mesh_address address; /* where it is seen */
+    char code[7];                /* 6 digits */
+    bool is_newcomer;            /* it belongs to no cluster and asks to join ours; else we ask */
+    bool is_approved_here, is_approved_there;
+    uint64_t age_ms;
+};
+
+struct mesh_join_result {
+    struct error error; /* code 0: both are members of one cluster now; link_up follows */
+    bool is_invite;     /* of mesh_join, else of a request */
+    struct node_id id;  /* the other node */
+    char name[64];      /* "" when it has not said */
 };
 
 struct mesh_events {
     void *self;
     void (*link_up)(void *self, struct mesh_link *link);
-    void (*link_down)(void *self, struct mesh_link *link, const char *reason);
-    /* Any message but HELLO, PROOF and HEARTBEAT. An error closes the link. */
+    /* is_closed: the other process closed the link or is gone (FIN, RST, close_notify), as opposed
+     * to silence or a decision here. */
+    void (*link_down)(void *self, struct mesh_link *link, const char *reason, bool is_closed);
+    /* A message of a member: CLUSTER (the payload as it was given to mesh_send_cluster), RANK_*,
+     * SUBMIT, CANCEL, EVENT. An error closes the link. */
     int (*message)(void *self, struct mesh_link *link, const struct mesh_message *m,
                    struct error *err);
-    /* What the next heartbeat says. */
-    void (*heartbeat)(void *self, struct mesh_heartbeat *ret_heartbeat);
+    /* The rest may be NULL. */
+    void (*link_figures)(void *self, struct mesh_link *link, const struct link_figures *f);
+    /* An unknown node waits for an answer; on its side the same happens. The mesh logs it, too. */
+    void (*join_requested)(void *self, const struct mesh_join_request *r);
+    /* Once for each mesh_join that returned 0, and once for each request that ended; not in
+     * mesh_close. */
+    void (*join_result)(void *self, const struct mesh_join_result *r);
 };
+
+/* name, text */
+#define MESH_REFUSALS(X)                                                                           \
+    X(GARBAGE, "garbage")         /* no TLS, or no frames inside it */                             \
+    X(OLD_TLS, "old_tls")         /* less than TLS 1.3 */                                          \
+    X(CERTIFICATE, "certificate") /* none, or not a self-signed Ed25519 one */                     \
+    X(OVERSIZE, "oversize")       /* a frame that a stranger may not send */                       \
+    X(SLOW, "slow")               /* greeting not over in time */                                  \
+    X(CROWD, "crowd")             /* too many connections at once */                               \
+    X(VERSION, "version")         /* speaks no version that we speak */                            \
+    X(UNINVITED, "uninvited")     /* a stranger that may not ask */                                \
+    X(WRONG_SECRET, "wrong_secret")                                                                \
+    X(INVITE_UNKNOWN, "invite_unknown")                                                            \
+    X(INVITE_USED, "invite_used")                                                                  \
+    X(INVITE_EXPIRED, "invite_expired")                                                            \
+    X(REVOKED, "revoked")                                                                          \
+    X(DENIED, "denied")         /* a person said no, or nobody said anything */                    \
+    X(BUSY, "busy")             /* too many requests to join */                                    \
+    X(OTHER_NODE, "other_node") /* not the node that the invite is from */
+#define MESH_REFUSAL_ENUM(name, text) MESH_REFUSED_##name,
+enum mesh_refusal { MESH_REFUSALS(MESH_REFUSAL_ENUM) MESH_REFUSAL_COUNT };
+#undef MESH_REFUSAL_ENUM
+const char *mesh_refusal_name(enum mesh_refusal kind);
 
 struct mesh_stats {
-    uint64_t n_refused; /* connections closed before the greeting was over */
-    uint64_t n_malformed;
-    uint64_t n_lost;
+    uint64_t n_refused; /* the sum of the kinds */
+    uint64_t n_refused_of[MESH_REFUSAL_COUNT];
+    uint64_t n_malformed; /* links of members closed for what they sent */
+    uint64_t n_lost;      /* links that were up */
 };
 
-/* Listens and begins to dial. Borrows loop, peers and secret until closed. Errors: libuv's, with
- * the address. */
+/* Reads data_dir/trusted, listens and begins to dial. Borrows loop, peers, secret and identity
+ * until closed. Errors: libuv's, with the address; E_FORMAT, E_IO of the file, with its line. */
 int mesh_open(uv_loop_t *loop, const struct mesh_options *o, const struct mesh_events *events,
               struct mesh **ret_mesh, struct error *err);
 uint16_t mesh_port(const struct mesh *m);
-/* Another node's address, heard from a peer: dialled until it is reached or has failed for a
- * while. Nodes already linked, and this node, are ignored. */
+/* An address where a node may be, from discovery: a hint that nobody has checked. Dialled until it
+ * is reached or has failed for a while, if its node can become a link at all: it is trusted, or
+ * there is a secret, or one of the two is a newcomer. id may be NULL. */
 void mesh_learn(struct mesh *m, const struct node_id *id, const struct mesh_address *address);
-/* Sends a heartbeat on every link now, because what it says has changed. */
-void mesh_send_heartbeats(struct mesh *m);
 /* How many static peers have no link yet. */
 uint32_t mesh_n_missing(const struct mesh *m);
+/* Whether this node belongs to no cluster: it trusts nobody and has no secret. */
+bool mesh_is_newcomer(const struct mesh *m);
 void mesh_get_stats(const struct mesh *m, struct mesh_stats *ret_stats);
-/* Closes links (without link_down) and listener, then calls closed and frees itself. */
+/* Closes links (without link_down) and listener, writes what is unsaved, then calls closed and
+ * frees itself. */
 void mesh_close(struct mesh *m, void (*closed)(void *arg), void *arg);
+
+/* ---- who belongs to the cluster ---- */
+
+/* Makes a line that lets one node join, once, within valid_s seconds, while this process lives.
+ * Errors: E_LIMIT (valid_s is 0 or over a week), E_NOMEM, of the system's random numbers. */
+int mesh_invite(struct mesh *m, uint32_t valid_s, char ret_line[MESH_INVITE_LINE_BYTES],
+                struct error *err);
+/* Uses such a line: dials, checks that the inviter answers, proves the invite. The outcome is a
+ * join_result. Errors: E_INVALID (not such a line), E_BUSY (another is being used). */
+int mesh_join(struct mesh *m, const char *line, struct error *err);
+/* Requests that wait, oldest first. Returns false past the end. */
+bool mesh_request_at(const struct mesh *m, uint32_t index, struct mesh_join_request *ret);
+/* A person has compared the codes. Errors: E_NOTFOUND, E_BUSY (two requests with that code: deny
+ * both). */
+int mesh_approve(struct mesh *m, const char *code, struct error *err);
+int mesh_deny(struct mesh *m, const char *code, struct error *err);
+bool mesh_is_trusted(const struct mesh *m, const struct node_id *id);
+/* Never again a member, here and wherever this node's word reaches; closes its link. Errors:
+ * E_INVALID (this node itself), E_LIMIT. */
+int mesh_revoke(struct mesh *m, const struct node_id *id, struct error *err);
+
+/* ---- links that are up ---- */
 
 /* Sends frames; takes the bytes and leaves the buffer empty. On an error (E_UNAVAILABLE, E_LIMIT
  * when the peer reads too slowly, E_NOMEM) the link closes; link_down follows. A buffer with its
  * error set counts as E_NOMEM or E_LIMIT. */
 int mesh_link_send(struct mesh_link *l, struct buf *frames);
+/* One CLUSTER frame around data, at most MESH_CLUSTER_BYTES_MAX. Errors: as mesh_link_send. */
+int mesh_send_cluster(struct mesh_link *l, const void *data, size_t len);
 /* Closes a link; link_down follows. */
 void mesh_link_close(struct mesh_link *l, const char *reason);
+/* The other's HELLO; its id is that of the key that it has proven. */
 const struct mesh_hello *mesh_link_hello(const struct mesh_link *l);
-/* The last heartbeat: memory and requests. */
-const struct mesh_heartbeat *mesh_link_heartbeat(const struct mesh_link *l);
+/* What was measured; 0: not yet. */
+const struct link_figures *mesh_link_figures(const struct mesh_link *l);
 /* Numeric addresses of both ends. */
 const char *mesh_link_local_host(const struct mesh_link *l);
 const char *mesh_link_remote_host(const struct mesh_link *l);
 uint64_t mesh_link_silent_ms(const struct mesh_link *l);
+/* Bytes that wait to be sent. */
+size_t mesh_link_queued_bytes(const struct mesh_link *l);
 struct mesh_link *mesh_find(const struct mesh *m, const struct node_id *id);
 /* Links that are up, in no order; NULL past the end. */
 struct mesh_link *mesh_link_at(const struct mesh *m, uint32_t index);
-
-bool node_id_equal(const struct node_id *a, const struct node_id *b);
-/* 32 hexadecimal digits. Returns text. */
-const char *node_id_text(const struct node_id *id, char text[33]);
 
 #endif

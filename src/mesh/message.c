@@ -4,27 +4,6 @@
 
 enum { TYPE_LAST = MESH_EVENT };
 
-static const char *const status_names[INSTANCE_STATUS_COUNT] = {
-    [INSTANCE_WAITING] = "waiting", [INSTANCE_STARTING] = "starting",
-    [INSTANCE_LOADING] = "loading", [INSTANCE_SERVING] = "serving",
-    [INSTANCE_FAILED] = "failed",   [INSTANCE_STOPPED] = "stopped",
-};
-
-static const char *const rank_names[RANK_STATUS_COUNT] = {
-    [RANK_STARTING] = "starting", [RANK_LISTENING] = "listening", [RANK_LOADING] = "loading",
-    [RANK_READY] = "ready",       [RANK_ENDED] = "ended",
-};
-
-const char *instance_status_name(enum instance_status status)
-{
-    return status_names[status];
-}
-
-const char *rank_status_name(enum rank_status status)
-{
-    return rank_names[status];
-}
-
 int64_t mesh_message_next(const void *data, size_t n, size_t len_max,
                           struct mesh_message *ret_message, struct error *err)
 {
@@ -35,12 +14,12 @@ int64_t mesh_message_next(const void *data, size_t n, size_t len_max,
     uint32_t len = cursor_u32(&c);
     uint16_t type = cursor_u16(&c);
     uint16_t zero = cursor_u16(&c);
-    if (zero != 0 || type < MESH_HELLO || type > TYPE_LAST)
+    if (zero != 0 || type < MESH_GREETING || type > TYPE_LAST)
         return error_set(err, E_PROTOCOL, "not a frame of a mesh link: type %u, reserved field %u",
                          type, zero);
     if (len > len_max)
-        return error_set(err, E_PROTOCOL, "frame of type %u claims %u bytes (at most %zu)", type,
-                         len, len_max);
+        return error_set(err, E_LIMIT, "frame of type %u claims %u bytes (at most %zu)", type, len,
+                         len_max);
     if (n - MESH_HEADER_BYTES < len)
         return 0;
     *ret_message = (struct mesh_message){
@@ -95,25 +74,16 @@ static void put_address(struct buf *b, const struct mesh_address *a)
     buf_append_u16(b, a->port);
 }
 
-static void put_range(struct buf *b, struct range r)
+int mesh_encode_greeting(struct buf *b, const struct mesh_greeting *m)
 {
-    buf_append_u32(b, r.begin);
-    buf_append_u32(b, r.end);
-}
-
-int mesh_encode_hello(struct buf *b, const struct mesh_hello *m)
-{
-    size_t start = frame_begin(b, MESH_HELLO);
+    size_t start = frame_begin(b, MESH_GREETING);
     buf_append_u32(b, m->version);
-    put_id(b, &m->id);
-    buf_append(b, m->nonce, sizeof(m->nonce));
+    buf_append_u32(b, m->version_min);
+    buf_append_u8(b, m->is_trusting);
     buf_append_u8(b, m->has_secret);
-    put_text(b, m->name);
-    put_address(b, &m->api);
-    put_address(b, &m->mesh);
-    buf_append_u64(b, m->memory_bytes_total);
-    buf_append_u64(b, m->memory_bytes_free);
-    buf_append_u32(b, m->n_cores);
+    buf_append_u8(b, m->has_invite);
+    buf_append_u8(b, m->is_newcomer);
+    buf_append_u8(b, m->is_closed);
     return frame_end(b, start);
 }
 
@@ -124,74 +94,126 @@ int mesh_encode_proof(struct buf *b, const struct mesh_proof *m)
     return frame_end(b, start);
 }
 
-int mesh_encode_heartbeat(struct buf *b, const struct mesh_heartbeat *m)
+int mesh_encode_refused(struct buf *b, uint8_t kind)
 {
-    size_t start = frame_begin(b, MESH_HEARTBEAT);
+    size_t start = frame_begin(b, MESH_REFUSED);
+    buf_append_u8(b, kind);
+    return frame_end(b, start);
+}
+
+int mesh_encode_join_commit(struct buf *b, const struct mesh_join_commit *m)
+{
+    size_t start = frame_begin(b, MESH_JOIN_COMMIT);
+    put_text(b, m->name);
+    buf_append(b, m->cluster_tag, sizeof(m->cluster_tag));
+    buf_append(b, m->commit, sizeof(m->commit));
+    return frame_end(b, start);
+}
+
+int mesh_encode_join_reveal(struct buf *b, const struct mesh_join_reveal *m)
+{
+    size_t start = frame_begin(b, MESH_JOIN_REVEAL);
+    buf_append(b, m->nonce, sizeof(m->nonce));
+    return frame_end(b, start);
+}
+
+int mesh_encode_join_approve(struct buf *b)
+{
+    return frame_end(b, frame_begin(b, MESH_JOIN_APPROVE));
+}
+
+int mesh_encode_join_accept(struct buf *b)
+{
+    return frame_end(b, frame_begin(b, MESH_JOIN_ACCEPT));
+}
+
+int mesh_encode_hello(struct buf *b, const struct mesh_hello *m)
+{
+    size_t start = frame_begin(b, MESH_HELLO);
+    put_text(b, m->name);
+    put_address(b, &m->api);
+    put_address(b, &m->mesh);
+    buf_append_u64(b, m->incarnation);
+    buf_append_u64(b, m->memory_bytes_total);
     buf_append_u64(b, m->memory_bytes_free);
-    buf_append_u32(b, m->n_running);
-    buf_append_u8(b, m->is_stopping);
+    buf_append_u32(b, m->n_cores);
     return frame_end(b, start);
 }
 
-static void put_rank(struct buf *b, const struct rank_info *r)
+static void put_trust_entry(struct buf *b, const struct mesh_trust_entry *e)
 {
-    put_id(b, &r->node);
-    buf_append_u8(b, (uint8_t)r->status);
-    buf_append_u32(b, r->stage);
-    put_range(b, r->layers);
-    put_range(b, r->kv_heads);
-    buf_append_u64(b, r->weight_bytes);
-    buf_append_u64(b, r->kv_bytes);
-    buf_append_u32(b, r->pid);
+    buf_append_u8(b, e->is_revoked);
+    buf_append_u8(b, e->is_temporary);
+    buf_append(b, e->key, sizeof(e->key));
+    put_id(b, &e->id);
+    put_text(b, e->name);
+    put_address(b, &e->address);
 }
 
-static void put_instance(struct buf *b, const struct instance_info *i)
+int mesh_encode_trust(struct buf *b, const struct mesh_trust *m)
 {
-    put_id(b, &i->id);
-    put_id(b, &i->coordinator);
-    put_text(b, i->model_id);
-    put_text(b, i->path);
-    buf_append(b, i->model_hash, sizeof(i->model_hash));
-    buf_append_u8(b, (uint8_t)i->status);
-    put_text(b, i->error);
-    put_text(b, i->split);
-    buf_append_u32(b, i->n_ctx);
-    buf_append_u32(b, i->n_slots);
-    buf_append_u32(b, i->n_restarts);
-    buf_append_u64(b, i->created_s);
-    buf_append_u32(b, i->n_ranks);
-    for (uint32_t r = 0; r < i->n_ranks; r++)
-        put_rank(b, &i->rank[r]);
-}
-
-static void put_node(struct buf *b, const struct node_info *n)
-{
-    put_id(b, &n->id);
-    put_text(b, n->name);
-    put_address(b, &n->api);
-    put_address(b, &n->mesh);
-    buf_append_u64(b, n->memory_bytes_total);
-    buf_append_u64(b, n->memory_bytes_free);
-    buf_append_u32(b, n->n_cores);
-}
-
-int mesh_encode_state(struct buf *b, const struct mesh_state *m)
-{
-    size_t start = frame_begin(b, MESH_STATE);
-    buf_append_u32(b, m->n_nodes);
-    for (uint32_t i = 0; i < m->n_nodes; i++)
-        put_node(b, &m->nodes[i]);
-    buf_append_u32(b, m->n_instances);
-    for (uint32_t i = 0; i < m->n_instances; i++)
-        put_instance(b, &m->instances[i]);
+    size_t start = frame_begin(b, MESH_TRUST);
+    buf_append_u32(b, m->n_entries);
+    for (uint32_t i = 0; i < m->n_entries; i++)
+        put_trust_entry(b, &m->entries[i]);
     return frame_end(b, start);
+}
+
+static int encode_number(struct buf *b, enum mesh_type type, uint64_t number)
+{
+    size_t start = frame_begin(b, type);
+    buf_append_u64(b, number);
+    return frame_end(b, start);
+}
+
+int mesh_encode_ping(struct buf *b, uint64_t number)
+{
+    return encode_number(b, MESH_PING, number);
+}
+
+int mesh_encode_pong(struct buf *b, uint64_t number)
+{
+    return encode_number(b, MESH_PONG, number);
+}
+
+int mesh_encode_bulk(struct buf *b, const struct mesh_bulk *m)
+{
+    size_t start = frame_begin(b, MESH_BULK);
+    buf_append_u32(b, m->burst);
+    buf_append_u8(b, m->is_last);
+    put_bytes(b, m->data, m->len);
+    return frame_end(b, start);
+}
+
+int mesh_encode_bulk_ack(struct buf *b, const struct mesh_bulk_ack *m)
+{
+    size_t start = frame_begin(b, MESH_BULK_ACK);
+    buf_append_u32(b, m->burst);
+    buf_append_u32(b, m->bytes);
+    buf_append_u64(b, m->ns);
+    return frame_end(b, start);
+}
+
+int mesh_encode_cluster(struct buf *b, const void *data, size_t len)
+{
+    if (len > MESH_CLUSTER_BYTES_MAX)
+        return b->error = b->error != 0 ? b->error : E_LIMIT;
+    size_t start = frame_begin(b, MESH_CLUSTER);
+    buf_append(b, data, len);
+    return frame_end(b, start);
+}
+
+static void put_rank(struct buf *b, const struct node_id *instance, uint64_t epoch, uint32_t rank)
+{
+    put_id(b, instance);
+    buf_append_u64(b, epoch);
+    buf_append_u32(b, rank);
 }
 
 int mesh_encode_rank_start(struct buf *b, const struct mesh_rank_start *m)
 {
     size_t start = frame_begin(b, MESH_RANK_START);
-    buf_append_u64(b, m->launch);
-    buf_append_u32(b, m->rank);
+    put_rank(b, &m->instance, m->epoch, m->rank);
     buf_append_u32(b, m->n_node_ranks);
     buf_append(b, m->model_hash, sizeof(m->model_hash));
     put_text(b, m->path);
@@ -202,25 +224,23 @@ int mesh_encode_rank_start(struct buf *b, const struct mesh_rank_start *m)
 int mesh_encode_rank_frame(struct buf *b, const struct mesh_rank_frame *m)
 {
     size_t start = frame_begin(b, MESH_RANK_FRAME);
-    buf_append_u64(b, m->launch);
-    buf_append_u32(b, m->rank);
+    put_rank(b, &m->instance, m->epoch, m->rank);
     put_bytes(b, m->frame, m->frame_len);
     return frame_end(b, start);
 }
 
-int mesh_encode_rank_stop(struct buf *b, uint64_t launch, uint32_t rank)
+int mesh_encode_rank_stop(struct buf *b, const struct mesh_rank_stop *m)
 {
     size_t start = frame_begin(b, MESH_RANK_STOP);
-    buf_append_u64(b, launch);
-    buf_append_u32(b, rank);
+    put_rank(b, &m->instance, m->epoch, m->rank);
     return frame_end(b, start);
 }
 
 int mesh_encode_rank_ended(struct buf *b, const struct mesh_rank_ended *m)
 {
     size_t start = frame_begin(b, MESH_RANK_ENDED);
-    buf_append_u64(b, m->launch);
-    buf_append_u32(b, m->rank);
+    put_rank(b, &m->instance, m->epoch, m->rank);
+    buf_append_u8(b, m->is_node_unfit);
     put_text(b, m->reason);
     return frame_end(b, start);
 }
@@ -229,15 +249,14 @@ int mesh_encode_submit(struct buf *b, const struct mesh_submit *m)
 {
     size_t start = frame_begin(b, MESH_SUBMIT);
     put_id(b, &m->instance);
+    buf_append_u64(b, m->epoch);
     put_bytes(b, m->frame, m->frame_len);
     return frame_end(b, start);
 }
 
 int mesh_encode_cancel(struct buf *b, uint64_t request)
 {
-    size_t start = frame_begin(b, MESH_CANCEL);
-    buf_append_u64(b, request);
-    return frame_end(b, start);
+    return encode_number(b, MESH_CANCEL, request);
 }
 
 int mesh_encode_event(struct buf *b, const void *frame, size_t frame_len)

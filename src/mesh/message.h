@@ -4,18 +4,29 @@
  * strings are u32 length + bytes; lists are u32 count + items. Type numbers start at 128, so that
  * the two kinds of frames are never taken for each other.
  *
- * The conversation: both sides send HELLO; if they share a secret, both send PROOF. Then the link
- * is up, and these may come in any order:
+ * The conversation, inside TLS. Both sides send GREETING at once. It shows what each can do; then
+ * one of these makes them members of one cluster:
  *
- *   HEARTBEAT     each 250 ms
- *   STATE         what the sender knows about nodes and what it runs, whole, when it changes
- *   RANK_START    coordinator -> node: start a runner for this rank (holds a runner LOAD frame)
+ *   both trust each other's key                      nothing to send
+ *   both have a secret                               PROOF both ways
+ *   the dialler brings an invite                     PROOF, then the acceptor's PROOF
+ *   else, if one of them is a newcomer               JOIN_COMMIT and JOIN_REVEAL both ways, then
+ *                                                    JOIN_APPROVE and JOIN_ACCEPT as people decide
+ *
+ * or the acceptor says REFUSED and closes. Members send HELLO; then the link is up, and these may
+ * come in any order:
+ *
+ *   TRUST         keys that the sender trusts or has revoked
+ *   PING, PONG    round trip; also keep a link alive on which people are still to decide
+ *   BULK, BULK_ACK  bandwidth
+ *   CLUSTER       bytes of cluster_step
+ *   RANK_START    leader -> node: start a runner for this rank (holds a runner LOAD frame)
  *   RANK_FRAME    a runner's control frame, relayed, either way
- *   RANK_STOP     coordinator -> node
- *   RANK_ENDED    node -> coordinator: the runner is gone, exactly once after RANK_START
- *   SUBMIT        node -> coordinator of an instance: a request (holds a runner SUBMIT frame)
- *   CANCEL        node -> coordinator: that request is no longer wanted
- *   EVENT         coordinator -> node: TOKENS, PROGRESS or DONE of a request (a runner frame)
+ *   RANK_STOP     leader -> node
+ *   RANK_ENDED    node -> leader: the runner is gone, exactly once after RANK_START
+ *   SUBMIT        node -> leader of an instance: a request (holds a runner SUBMIT frame)
+ *   CANCEL        node -> leader: that request is no longer wanted
+ *   EVENT         leader -> node: TOKENS, PROGRESS or DONE of a request (a runner frame)
  *
  * Everything is checked while it is decoded: a message with a field out of range, bytes missing or
  * left over is E_PROTOCOL, and the link that brought it is closed. Thread: pure functions.
@@ -26,19 +37,39 @@
 #include "base/buf.h"
 #include "base/error.h"
 #include "base/limits.h"
-#include "model/shard.h"
+#include "cluster/node_id.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { MESH_PROTOCOL_VERSION = 1 };
-enum { MESH_HEADER_BYTES = 8, MESH_GREETING_BYTES_MAX = 4096 };
+enum {
+    MESH_PROTOCOL_VERSION = 2,
+    MESH_PROTOCOL_VERSION_MIN = 2, /* the oldest that this program still speaks */
+};
+enum {
+    MESH_HEADER_BYTES = 8,
+    MESH_STRANGER_BYTES_MAX = 4096, /* of a frame before its sender is a member */
+    MESH_CLUSTER_BYTES_MAX = 1 << 20,
+    MESH_BULK_FRAME_BYTES = 64 << 10,
+    MESH_BULK_BURST_BYTES = 1 << 20,
+    MESH_TRUST_ENTRIES_MAX = 4 * LIMIT_PEERS, /* trusted and revoked, of one TRUST message */
+};
 
 enum mesh_type {
-    MESH_HELLO = 128,
+    MESH_GREETING = 128,
     MESH_PROOF,
-    MESH_HEARTBEAT,
-    MESH_STATE,
+    MESH_REFUSED,
+    MESH_JOIN_COMMIT,
+    MESH_JOIN_REVEAL,
+    MESH_JOIN_APPROVE,
+    MESH_JOIN_ACCEPT,
+    MESH_HELLO,
+    MESH_TRUST,
+    MESH_PING,
+    MESH_PONG,
+    MESH_BULK,
+    MESH_BULK_ACK,
+    MESH_CLUSTER,
     MESH_RANK_START,
     MESH_RANK_FRAME,
     MESH_RANK_STOP,
@@ -48,121 +79,107 @@ enum mesh_type {
     MESH_EVENT,
 };
 
-struct node_id {
-    uint8_t bytes[16];
-};
-
 struct mesh_address {
     char host[64]; /* numeric */
     uint16_t port;
 };
 
-struct mesh_hello {
-    uint32_t version; /* MESH_PROTOCOL_VERSION */
-    struct node_id id;
-    uint8_t nonce[32];
+struct mesh_greeting {             /* all that a stranger gets to see */
+    uint32_t version, version_min; /* the newest and oldest that the sender speaks */
+    bool is_trusting;              /* the sender trusts the receiver's key */
     bool has_secret;
-    char name[64];
-    struct mesh_address api, mesh; /* where this node listens */
-    uint64_t memory_bytes_total, memory_bytes_free;
-    uint32_t n_cores;
+    bool has_invite;  /* and a PROOF of it follows */
+    bool is_newcomer; /* belongs to no cluster */
+    bool is_closed;   /* takes no requests to join */
 };
 
 struct mesh_proof {
     uint8_t mac[32];
 };
 
-struct mesh_heartbeat {
-    uint64_t memory_bytes_free;
-    uint32_t n_running; /* requests */
-    bool is_stopping;
-};
-
-enum instance_status { /* in the order of a life */
-                       INSTANCE_WAITING,
-                       INSTANCE_STARTING,
-                       INSTANCE_LOADING,
-                       INSTANCE_SERVING,
-                       INSTANCE_FAILED, /* will be tried again */
-                       INSTANCE_STOPPED,
-                       INSTANCE_STATUS_COUNT,
-};
-const char *instance_status_name(enum instance_status status);
-
-enum rank_status {
-    RANK_STARTING,
-    RANK_LISTENING,
-    RANK_LOADING,
-    RANK_READY,
-    RANK_ENDED,
-    RANK_STATUS_COUNT,
-};
-const char *rank_status_name(enum rank_status status);
-
-struct rank_info {
-    struct node_id node;
-    enum rank_status status;
-    uint32_t stage;
-    struct range layers;   /* of the model */
-    struct range kv_heads; /* in its first layer; remainders rotate over the layers */
-    uint64_t weight_bytes, kv_bytes;
-    uint32_t pid;
-};
-
-struct instance_info { /* what everyone may know about an instance */
-    struct node_id id, coordinator;
-    char model_id[128]; /* as clients name it */
-    char path[4096];    /* of the model file at the coordinator; others try it too */
-    uint8_t model_hash[32];
-    enum instance_status status;
-    char error[ERROR_MESSAGE_BYTES]; /* why it failed last, "" if never */
-    char split[32];                  /* for people */
-    uint32_t n_ctx, n_slots, n_restarts;
-    uint64_t created_s;
-    uint32_t n_ranks;
-    struct rank_info rank[LIMIT_RANKS];
-};
-
-struct node_info { /* another node, as a node knows it */
-    struct node_id id;
+struct mesh_join_commit {
     char name[64];
-    struct mesh_address api, mesh;
+    uint8_t cluster_tag[8]; /* the same for all members of a cluster, as they say */
+    uint8_t commit[32];
+};
+
+struct mesh_join_reveal {
+    uint8_t nonce[32];
+};
+
+struct mesh_hello {
+    uint32_t version;  /* of this link, from the greetings; not sent */
+    struct node_id id; /* of the key that the handshake has proven; not sent */
+    char name[64];
+    struct mesh_address api, mesh; /* where this node listens */
+    uint64_t incarnation;          /* of the process: grows from start to start */
     uint64_t memory_bytes_total, memory_bytes_free;
     uint32_t n_cores;
 };
 
-struct mesh_state {
-    uint32_t n_nodes; /* that the sender has links to, at most LIMIT_PEERS */
-    struct node_info *nodes;
-    uint32_t n_instances; /* that the sender coordinates, at most LIMIT_INSTANCES */
-    struct instance_info *instances;
+struct mesh_trust_entry {
+    bool is_revoked;
+    bool is_temporary; /* by the secret: until the receiver's process ends */
+    uint8_t key[32];   /* zero when revoked */
+    struct node_id id;
+    char name[64];
+    struct mesh_address address; /* of its mesh; port 0: not known */
+};
+
+struct mesh_trust {
+    uint32_t n_entries;
+    struct mesh_trust_entry *entries;
+};
+
+struct mesh_bulk {
+    uint32_t burst;
+    bool is_last;
+    const void *data; /* Borrows: the message */
+    size_t len;
+};
+
+struct mesh_bulk_ack {
+    uint32_t burst;
+    uint32_t bytes; /* that came after the first frame */
+    uint64_t ns;    /* from the first frame to the last */
 };
 
 struct mesh_rank_start {
-    uint64_t launch; /* one attempt to start an instance; chosen at random by the coordinator */
+    struct node_id instance;
+    uint64_t epoch;
     uint32_t rank;
-    uint32_t n_node_ranks; /* ranks of this launch on the same node: they share its processors */
+    uint32_t n_node_ranks; /* ranks of this epoch on the same node: they share its processors */
     uint8_t model_hash[32];
-    char path[4096];   /* of the model file at the coordinator; tried here too */
+    char path[4096];   /* of the model file where the order was given; tried here too */
     const void *frame; /* a runner LOAD frame. Borrows: the message */
     size_t frame_len;
 };
 
 struct mesh_rank_frame {
-    uint64_t launch;
+    struct node_id instance;
+    uint64_t epoch;
     uint32_t rank;
     const void *frame; /* Borrows: the message */
     size_t frame_len;
 };
 
-struct mesh_rank_ended {
-    uint64_t launch;
+struct mesh_rank_stop {
+    struct node_id instance;
+    uint64_t epoch;
     uint32_t rank;
+};
+
+struct mesh_rank_ended {
+    struct node_id instance;
+    uint64_t epoch;
+    uint32_t rank;
+    bool is_node_unfit; /* the node cannot take part at all: no such file there */
     char reason[ERROR_MESSAGE_BYTES];
 };
 
 struct mesh_submit {
     struct node_id instance;
+    uint64_t epoch;
     const void *frame; /* a runner SUBMIT frame; its request number is the sender's */
     size_t frame_len;
 };
@@ -174,36 +191,59 @@ struct mesh_message { /* one frame; payload borrows the input */
 };
 
 /* Looks for a whole frame at the front of data. A payload over len_max is refused before it has
- * come. Returns its total bytes, 0 when more bytes are needed, or E_PROTOCOL. */
+ * come: E_LIMIT. Returns its total bytes, 0 when more bytes are needed, or E_PROTOCOL. */
 int64_t mesh_message_next(const void *data, size_t n, size_t len_max,
                           struct mesh_message *ret_message, struct error *err);
 
 /* Each appends one whole frame. Errors: those of buf_append. */
-int mesh_encode_hello(struct buf *b, const struct mesh_hello *m);
+int mesh_encode_greeting(struct buf *b, const struct mesh_greeting *m);
 int mesh_encode_proof(struct buf *b, const struct mesh_proof *m);
-int mesh_encode_heartbeat(struct buf *b, const struct mesh_heartbeat *m);
-int mesh_encode_state(struct buf *b, const struct mesh_state *m);
+int mesh_encode_refused(struct buf *b, uint8_t kind);
+int mesh_encode_join_commit(struct buf *b, const struct mesh_join_commit *m);
+int mesh_encode_join_reveal(struct buf *b, const struct mesh_join_reveal *m);
+int mesh_encode_join_approve(struct buf *b);
+int mesh_encode_join_accept(struct buf *b);
+int mesh_encode_hello(struct buf *b, const struct mesh_hello *m);
+int mesh_encode_trust(struct buf *b, const struct mesh_trust *m);
+int mesh_encode_ping(struct buf *b, uint64_t number);
+int mesh_encode_pong(struct buf *b, uint64_t number);
+int mesh_encode_bulk(struct buf *b, const struct mesh_bulk *m);
+int mesh_encode_bulk_ack(struct buf *b, const struct mesh_bulk_ack *m);
+int mesh_encode_cluster(struct buf *b, const void *data, size_t len);
 int mesh_encode_rank_start(struct buf *b, const struct mesh_rank_start *m);
 int mesh_encode_rank_frame(struct buf *b, const struct mesh_rank_frame *m);
-int mesh_encode_rank_stop(struct buf *b, uint64_t launch, uint32_t rank);
+int mesh_encode_rank_stop(struct buf *b, const struct mesh_rank_stop *m);
 int mesh_encode_rank_ended(struct buf *b, const struct mesh_rank_ended *m);
 int mesh_encode_submit(struct buf *b, const struct mesh_submit *m);
 int mesh_encode_cancel(struct buf *b, uint64_t request);
 int mesh_encode_event(struct buf *b, const void *frame, size_t frame_len);
 
-/* Each reads the payload of a frame of its type. Errors: E_PROTOCOL (names the field). */
-int mesh_decode_hello(const struct mesh_message *m, struct mesh_hello *ret, struct error *err);
+/* Each reads the payload of a frame of its type; CLUSTER is its payload. Errors: E_PROTOCOL (names
+ * the field). */
+int mesh_decode_greeting(const struct mesh_message *m, struct mesh_greeting *ret,
+                         struct error *err);
 int mesh_decode_proof(const struct mesh_message *m, struct mesh_proof *ret, struct error *err);
-int mesh_decode_heartbeat(const struct mesh_message *m, struct mesh_heartbeat *ret,
-                          struct error *err);
-/* Owns: the caller, mesh_state_done. Also E_NOMEM. */
-int mesh_decode_state(const struct mesh_message *m, struct mesh_state *ret, struct error *err);
-void mesh_state_done(struct mesh_state *s);
+int mesh_decode_refused(const struct mesh_message *m, uint8_t *ret_kind, struct error *err);
+int mesh_decode_join_commit(const struct mesh_message *m, struct mesh_join_commit *ret,
+                            struct error *err);
+int mesh_decode_join_reveal(const struct mesh_message *m, struct mesh_join_reveal *ret,
+                            struct error *err);
+/* JOIN_APPROVE, JOIN_ACCEPT. */
+int mesh_decode_empty(const struct mesh_message *m, struct error *err);
+int mesh_decode_hello(const struct mesh_message *m, struct mesh_hello *ret, struct error *err);
+/* Owns: the caller, mesh_trust_done. Also E_NOMEM. */
+int mesh_decode_trust(const struct mesh_message *m, struct mesh_trust *ret, struct error *err);
+void mesh_trust_done(struct mesh_trust *t);
+/* PING, PONG. */
+int mesh_decode_number(const struct mesh_message *m, uint64_t *ret_number, struct error *err);
+int mesh_decode_bulk(const struct mesh_message *m, struct mesh_bulk *ret, struct error *err);
+int mesh_decode_bulk_ack(const struct mesh_message *m, struct mesh_bulk_ack *ret,
+                         struct error *err);
 int mesh_decode_rank_start(const struct mesh_message *m, struct mesh_rank_start *ret,
                            struct error *err);
 int mesh_decode_rank_frame(const struct mesh_message *m, struct mesh_rank_frame *ret,
                            struct error *err);
-int mesh_decode_rank_stop(const struct mesh_message *m, uint64_t *ret_launch, uint32_t *ret_rank,
+int mesh_decode_rank_stop(const struct mesh_message *m, struct mesh_rank_stop *ret,
                           struct error *err);
 int mesh_decode_rank_ended(const struct mesh_message *m, struct mesh_rank_ended *ret,
                            struct error *err);

@@ -1,4 +1,5 @@
 /* Reading the messages of message.h: nothing is believed before it is checked. */
+#include "base/utf8.h"
 #include "mesh/message.h"
 
 #include <stdlib.h>
@@ -37,7 +38,7 @@ static int reader_end(struct reader *r, const char *message, struct error *err)
 }
 
 /* Text without control characters: it ends in logs and on terminals. */
-static void get_text(struct reader *r, char *ret_text, size_t size, const char *field)
+static void get_path(struct reader *r, char *ret_text, size_t size, const char *field)
 {
     uint32_t len = cursor_u32(&r->c);
     ret_text[0] = '\0';
@@ -55,6 +56,22 @@ static void get_text(struct reader *r, char *ret_text, size_t size, const char *
         }
     memcpy(ret_text, text, len);
     ret_text[len] = '\0';
+}
+
+/* The same, and UTF-8, since it ends in JSON; files may have names that are not. */
+static void get_text(struct reader *r, char *ret_text, size_t size, const char *field)
+{
+    get_path(r, ret_text, size, field);
+    size_t len = strlen(ret_text);
+    for (size_t i = 0, n; i < len; i += n) {
+        n = utf8_sequence_length(ret_text + i, len - i);
+        uint32_t c = n > 0 ? utf8_decode(ret_text + i, n) : 0x80;
+        if (c >= 0x80 && c < 0xa0) { /* the second block of control characters */
+            refuse(r, field);
+            ret_text[0] = '\0';
+            return;
+        }
+    }
 }
 
 static void get_array(struct reader *r, void *ret, size_t n)
@@ -98,37 +115,29 @@ static void get_address(struct reader *r, struct mesh_address *ret, const char *
     ret->port = cursor_u16(&r->c);
 }
 
-static struct range get_range(struct reader *r, uint32_t max, const char *field)
+static bool get_bool(struct reader *r, const char *field)
 {
-    struct range v;
-    v.begin = get_u32_max(r, max, field);
-    v.end = get_u32_max(r, max, field);
-    if (v.begin > v.end)
-        refuse(r, field);
-    return v;
+    return get_u8_max(r, 1, field) != 0;
 }
 
-int mesh_decode_hello(const struct mesh_message *m, struct mesh_hello *ret, struct error *err)
+int mesh_decode_greeting(const struct mesh_message *m, struct mesh_greeting *ret, struct error *err)
 {
     struct reader r;
-    struct mesh_hello v = {0};
+    struct mesh_greeting v = {0};
     reader_init(&r, m);
-    /* The version stands first and says how to read the rest. */
     v.version = cursor_u32(&r.c);
-    if (!r.c.failed && v.version != MESH_PROTOCOL_VERSION)
-        return error_set(err, E_PROTOCOL,
-                         "peer speaks mesh protocol %u, this node %d: run the same version on both",
-                         v.version, MESH_PROTOCOL_VERSION);
-    get_array(&r, v.id.bytes, sizeof(v.id.bytes));
-    get_array(&r, v.nonce, sizeof(v.nonce));
-    v.has_secret = get_u8_max(&r, 1, "has_secret");
-    get_text(&r, v.name, sizeof(v.name), "name");
-    get_address(&r, &v.api, "api");
-    get_address(&r, &v.mesh, "mesh");
-    v.memory_bytes_total = cursor_u64(&r.c);
-    v.memory_bytes_free = cursor_u64(&r.c);
-    v.n_cores = cursor_u32(&r.c);
-    int rc = reader_end(&r, "HELLO", err);
+    v.version_min = cursor_u32(&r.c);
+    if (v.version_min == 0 || v.version_min > v.version)
+        refuse(&r, "version_min");
+    v.is_trusting = get_bool(&r, "is_trusting");
+    v.has_secret = get_bool(&r, "has_secret");
+    v.has_invite = get_bool(&r, "has_invite");
+    v.is_newcomer = get_bool(&r, "is_newcomer");
+    v.is_closed = get_bool(&r, "is_closed");
+    /* Later versions may say more here: it must be possible to greet them at all. */
+    if (v.version > MESH_PROTOCOL_VERSION && !r.c.failed)
+        cursor_bytes(&r.c, cursor_left(&r.c));
+    int rc = reader_end(&r, "GREETING", err);
     if (rc == 0)
         *ret = v;
     return rc;
@@ -146,92 +155,145 @@ int mesh_decode_proof(const struct mesh_message *m, struct mesh_proof *ret, stru
     return rc;
 }
 
-int mesh_decode_heartbeat(const struct mesh_message *m, struct mesh_heartbeat *ret,
-                          struct error *err)
+int mesh_decode_refused(const struct mesh_message *m, uint8_t *ret_kind, struct error *err)
 {
     struct reader r;
-    struct mesh_heartbeat v = {0};
     reader_init(&r, m);
-    v.memory_bytes_free = cursor_u64(&r.c);
-    v.n_running = cursor_u32(&r.c);
-    v.is_stopping = get_u8_max(&r, 1, "is_stopping");
-    int rc = reader_end(&r, "HEARTBEAT", err);
+    *ret_kind = cursor_u8(&r.c);
+    return reader_end(&r, "REFUSED", err);
+}
+
+int mesh_decode_join_commit(const struct mesh_message *m, struct mesh_join_commit *ret,
+                            struct error *err)
+{
+    struct reader r;
+    struct mesh_join_commit v = {0};
+    reader_init(&r, m);
+    get_text(&r, v.name, sizeof(v.name), "name");
+    get_array(&r, v.cluster_tag, sizeof(v.cluster_tag));
+    get_array(&r, v.commit, sizeof(v.commit));
+    int rc = reader_end(&r, "JOIN_COMMIT", err);
     if (rc == 0)
         *ret = v;
     return rc;
 }
 
-static void get_rank(struct reader *r, struct rank_info *ret)
-{
-    get_array(r, ret->node.bytes, sizeof(ret->node.bytes));
-    ret->status = (enum rank_status)get_u8_max(r, RANK_STATUS_COUNT - 1, "rank status");
-    ret->stage = get_u32_max(r, LIMIT_STAGES - 1, "stage");
-    ret->layers = get_range(r, LIMIT_MODEL_LAYERS, "layers");
-    ret->kv_heads = get_range(r, LIMIT_MODEL_WIDTH, "kv_heads");
-    ret->weight_bytes = cursor_u64(&r->c);
-    ret->kv_bytes = cursor_u64(&r->c);
-    ret->pid = cursor_u32(&r->c);
-}
-
-static void get_instance(struct reader *r, struct instance_info *ret)
-{
-    get_array(r, ret->id.bytes, sizeof(ret->id.bytes));
-    get_array(r, ret->coordinator.bytes, sizeof(ret->coordinator.bytes));
-    get_text(r, ret->model_id, sizeof(ret->model_id), "model_id");
-    get_text(r, ret->path, sizeof(ret->path), "path");
-    get_array(r, ret->model_hash, sizeof(ret->model_hash));
-    ret->status = (enum instance_status)get_u8_max(r, INSTANCE_STATUS_COUNT - 1, "instance status");
-    get_text(r, ret->error, sizeof(ret->error), "error");
-    get_text(r, ret->split, sizeof(ret->split), "split");
-    ret->n_ctx = cursor_u32(&r->c);
-    ret->n_slots = cursor_u32(&r->c);
-    ret->n_restarts = cursor_u32(&r->c);
-    ret->created_s = cursor_u64(&r->c);
-    ret->n_ranks = get_u32_max(r, LIMIT_RANKS, "n_ranks");
-    for (uint32_t i = 0; i < ret->n_ranks && !r->c.failed; i++)
-        get_rank(r, &ret->rank[i]);
-}
-
-static void get_node(struct reader *r, struct node_info *ret)
-{
-    get_array(r, ret->id.bytes, sizeof(ret->id.bytes));
-    get_text(r, ret->name, sizeof(ret->name), "name");
-    get_address(r, &ret->api, "api");
-    get_address(r, &ret->mesh, "mesh");
-    ret->memory_bytes_total = cursor_u64(&r->c);
-    ret->memory_bytes_free = cursor_u64(&r->c);
-    ret->n_cores = cursor_u32(&r->c);
-}
-
-int mesh_decode_state(const struct mesh_message *m, struct mesh_state *ret, struct error *err)
+int mesh_decode_join_reveal(const struct mesh_message *m, struct mesh_join_reveal *ret,
+                            struct error *err)
 {
     struct reader r;
-    struct mesh_state v = {0};
+    struct mesh_join_reveal v = {0};
     reader_init(&r, m);
-    v.n_nodes = get_u32_max(&r, LIMIT_PEERS, "n_nodes");
-    v.nodes = calloc(v.n_nodes + 1, sizeof(*v.nodes));
-    for (uint32_t i = 0; v.nodes != NULL && i < v.n_nodes && !r.c.failed; i++)
-        get_node(&r, &v.nodes[i]);
-    v.n_instances = get_u32_max(&r, LIMIT_INSTANCES, "n_instances");
-    v.instances = calloc(v.n_instances + 1, sizeof(*v.instances));
-    for (uint32_t i = 0; v.instances != NULL && i < v.n_instances && !r.c.failed; i++)
-        get_instance(&r, &v.instances[i]);
-    int rc = v.nodes == NULL || v.instances == NULL
-                 ? error_set(err, E_NOMEM, "out of memory for a STATE message")
-                 : reader_end(&r, "STATE", err);
-    if (rc != 0) {
-        mesh_state_done(&v);
-        return rc;
-    }
-    *ret = v;
-    return 0;
+    get_array(&r, v.nonce, sizeof(v.nonce));
+    int rc = reader_end(&r, "JOIN_REVEAL", err);
+    if (rc == 0)
+        *ret = v;
+    return rc;
 }
 
-void mesh_state_done(struct mesh_state *s)
+int mesh_decode_empty(const struct mesh_message *m, struct error *err)
 {
-    free(s->nodes);
-    free(s->instances);
-    *s = (struct mesh_state){0};
+    struct reader r;
+    reader_init(&r, m);
+    return reader_end(&r, "JOIN", err);
+}
+
+int mesh_decode_hello(const struct mesh_message *m, struct mesh_hello *ret, struct error *err)
+{
+    struct reader r;
+    struct mesh_hello v = {0};
+    reader_init(&r, m);
+    get_text(&r, v.name, sizeof(v.name), "name");
+    get_address(&r, &v.api, "api");
+    get_address(&r, &v.mesh, "mesh");
+    v.incarnation = cursor_u64(&r.c);
+    v.memory_bytes_total = cursor_u64(&r.c);
+    v.memory_bytes_free = cursor_u64(&r.c);
+    v.n_cores = cursor_u32(&r.c);
+    int rc = reader_end(&r, "HELLO", err);
+    if (rc == 0)
+        *ret = v;
+    return rc;
+}
+
+static void get_trust_entry(struct reader *r, struct mesh_trust_entry *ret)
+{
+    static const uint8_t no_key[32];
+    ret->is_revoked = get_bool(r, "is_revoked");
+    ret->is_temporary = get_bool(r, "is_temporary");
+    get_array(r, ret->key, sizeof(ret->key));
+    if (ret->is_revoked && memcmp(ret->key, no_key, sizeof(no_key)) != 0)
+        refuse(r, "key");
+    get_array(r, ret->id.bytes, sizeof(ret->id.bytes));
+    get_text(r, ret->name, sizeof(ret->name), "name");
+    get_address(r, &ret->address, "address");
+}
+
+int mesh_decode_trust(const struct mesh_message *m, struct mesh_trust *ret, struct error *err)
+{
+    struct reader r;
+    struct mesh_trust v = {0};
+    reader_init(&r, m);
+    v.n_entries = get_u32_max(&r, MESH_TRUST_ENTRIES_MAX, "n_entries");
+    v.entries = calloc(v.n_entries + 1, sizeof(*v.entries));
+    for (uint32_t i = 0; v.entries != NULL && i < v.n_entries && !r.c.failed; i++)
+        get_trust_entry(&r, &v.entries[i]);
+    int rc = v.entries == NULL ? error_set(err, E_NOMEM, "out of memory for a TRUST message")
+                               : reader_end(&r, "TRUST", err);
+    if (rc != 0)
+        mesh_trust_done(&v);
+    else
+        *ret = v;
+    return rc;
+}
+
+void mesh_trust_done(struct mesh_trust *t)
+{
+    free(t->entries);
+    *t = (struct mesh_trust){0};
+}
+
+static int decode_number(const struct mesh_message *m, uint64_t *ret_number, const char *message,
+                         struct error *err)
+{
+    struct reader r;
+    reader_init(&r, m);
+    *ret_number = cursor_u64(&r.c);
+    return reader_end(&r, message, err);
+}
+
+int mesh_decode_number(const struct mesh_message *m, uint64_t *ret_number, struct error *err)
+{
+    return decode_number(m, ret_number, m->type == MESH_PING ? "PING" : "PONG", err);
+}
+
+int mesh_decode_bulk(const struct mesh_message *m, struct mesh_bulk *ret, struct error *err)
+{
+    struct reader r;
+    reader_init(&r, m);
+    *ret = (struct mesh_bulk){0};
+    ret->burst = cursor_u32(&r.c);
+    ret->is_last = get_bool(&r, "is_last");
+    ret->data = get_bytes(&r, &ret->len);
+    return reader_end(&r, "BULK", err);
+}
+
+int mesh_decode_bulk_ack(const struct mesh_message *m, struct mesh_bulk_ack *ret, struct error *err)
+{
+    struct reader r;
+    reader_init(&r, m);
+    ret->burst = cursor_u32(&r.c);
+    ret->bytes = get_u32_max(&r, MESH_BULK_BURST_BYTES, "bytes");
+    ret->ns = cursor_u64(&r.c);
+    return reader_end(&r, "BULK_ACK", err);
+}
+
+static void get_rank(struct reader *r, struct node_id *ret_instance, uint64_t *ret_epoch,
+                     uint32_t *ret_rank)
+{
+    get_array(r, ret_instance->bytes, sizeof(ret_instance->bytes));
+    *ret_epoch = cursor_u64(&r->c);
+    *ret_rank = get_u32_max(r, LIMIT_RANKS - 1, "rank");
 }
 
 int mesh_decode_rank_start(const struct mesh_message *m, struct mesh_rank_start *ret,
@@ -240,11 +302,10 @@ int mesh_decode_rank_start(const struct mesh_message *m, struct mesh_rank_start 
     struct reader r;
     reader_init(&r, m);
     *ret = (struct mesh_rank_start){0};
-    ret->launch = cursor_u64(&r.c);
-    ret->rank = get_u32_max(&r, LIMIT_RANKS - 1, "rank");
+    get_rank(&r, &ret->instance, &ret->epoch, &ret->rank);
     ret->n_node_ranks = get_u32_max(&r, LIMIT_RANKS, "n_node_ranks");
     get_array(&r, ret->model_hash, sizeof(ret->model_hash));
-    get_text(&r, ret->path, sizeof(ret->path), "path");
+    get_path(&r, ret->path, sizeof(ret->path), "path");
     ret->frame = get_bytes(&r, &ret->frame_len);
     return reader_end(&r, "RANK_START", err);
 }
@@ -254,19 +315,19 @@ int mesh_decode_rank_frame(const struct mesh_message *m, struct mesh_rank_frame 
 {
     struct reader r;
     reader_init(&r, m);
-    ret->launch = cursor_u64(&r.c);
-    ret->rank = get_u32_max(&r, LIMIT_RANKS - 1, "rank");
+    *ret = (struct mesh_rank_frame){0};
+    get_rank(&r, &ret->instance, &ret->epoch, &ret->rank);
     ret->frame = get_bytes(&r, &ret->frame_len);
     return reader_end(&r, "RANK_FRAME", err);
 }
 
-int mesh_decode_rank_stop(const struct mesh_message *m, uint64_t *ret_launch, uint32_t *ret_rank,
+int mesh_decode_rank_stop(const struct mesh_message *m, struct mesh_rank_stop *ret,
                           struct error *err)
 {
     struct reader r;
     reader_init(&r, m);
-    *ret_launch = cursor_u64(&r.c);
-    *ret_rank = get_u32_max(&r, LIMIT_RANKS - 1, "rank");
+    *ret = (struct mesh_rank_stop){0};
+    get_rank(&r, &ret->instance, &ret->epoch, &ret->rank);
     return reader_end(&r, "RANK_STOP", err);
 }
 
@@ -275,8 +336,9 @@ int mesh_decode_rank_ended(const struct mesh_message *m, struct mesh_rank_ended 
 {
     struct reader r;
     reader_init(&r, m);
-    ret->launch = cursor_u64(&r.c);
-    ret->rank = get_u32_max(&r, LIMIT_RANKS - 1, "rank");
+    *ret = (struct mesh_rank_ended){0};
+    get_rank(&r, &ret->instance, &ret->epoch, &ret->rank);
+    ret->is_node_unfit = get_bool(&r, "is_node_unfit");
     get_text(&r, ret->reason, sizeof(ret->reason), "reason");
     return reader_end(&r, "RANK_ENDED", err);
 }
@@ -285,17 +347,16 @@ int mesh_decode_submit(const struct mesh_message *m, struct mesh_submit *ret, st
 {
     struct reader r;
     reader_init(&r, m);
+    *ret = (struct mesh_submit){0};
     get_array(&r, ret->instance.bytes, sizeof(ret->instance.bytes));
+    ret->epoch = cursor_u64(&r.c);
     ret->frame = get_bytes(&r, &ret->frame_len);
     return reader_end(&r, "SUBMIT", err);
 }
 
 int mesh_decode_cancel(const struct mesh_message *m, uint64_t *ret_request, struct error *err)
 {
-    struct reader r;
-    reader_init(&r, m);
-    *ret_request = cursor_u64(&r.c);
-    return reader_end(&r, "CANCEL", err);
+    return decode_number(m, ret_request, "CANCEL", err);
 }
 
 int mesh_decode_event(const struct mesh_message *m, const void **ret_frame, size_t *ret_len,

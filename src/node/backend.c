@@ -1,5 +1,5 @@
-/* What the API sees of the node: the models that some instance serves, each with the tokenizer of
- * this node's copy of the file, and the calls behind struct api_backend. */
+/* What the API sees of the node: the models that people want, each with the tokenizer of this node's
+ * copy of the file, and the calls behind struct api_backend. */
 #include "base/log.h"
 #include "node/internal.h"
 
@@ -9,36 +9,36 @@
 
 enum { FILE_RETRY_MS = 10000 }; /* a missing file may be copied here at any time */
 
-static struct served_model *find_served(const struct node *n, const char *id)
+/* The entry that clients mean by a name: the one that people want now. */
+static struct served_model *find_listed(const struct node *n, const char *id)
 {
     for (uint32_t i = 0; i < n->n_served; i++)
-        if (strcmp(n->served[i]->id, id) == 0)
+        if (n->served[i]->is_listed && strcmp(n->served[i]->id, id) == 0)
             return n->served[i];
     return NULL;
 }
 
-static struct served_model *add_served(struct node *n, const char *id)
+struct served_model *backend_find(const struct node *n, const char *id, const uint8_t hash[32])
+{
+    for (uint32_t i = 0; i < n->n_served; i++)
+        if (strcmp(n->served[i]->id, id) == 0 &&
+            memcmp(n->served[i]->hash, hash, sizeof(n->served[i]->hash)) == 0)
+            return n->served[i];
+    return NULL;
+}
+
+static struct served_model *add_served(struct node *n, const struct desired_model *m)
 {
     struct served_model *s = n->n_served < SERVED_MAX ? calloc(1, sizeof(*s)) : NULL;
     if (s == NULL)
         return NULL;
     s->node = n;
-    snprintf(s->id, sizeof(s->id), "%s", id);
+    snprintf(s->id, sizeof(s->id), "%s", m->id);
+    memcpy(s->hash, m->hash, sizeof(s->hash));
     s->api.id = s->id;
     s->api.bos_text = s->api.eos_text = "";
     n->served[n->n_served++] = s;
     return s;
-}
-
-static void use_file(struct served_model *s, struct model_file *file, bool owns_file)
-{
-    s->file = file;
-    s->owns_file = owns_file;
-    memcpy(s->hash, file->model->hash, sizeof(s->hash));
-    s->api.tokenizer = file->tokenizer;
-    s->api.chat_template = file->chat_template;
-    s->api.bos_text = file->bos_text;
-    s->api.eos_text = file->eos_text;
 }
 
 static void on_file(void *arg, struct model_file *file, const struct error *err)
@@ -48,74 +48,81 @@ static void on_file(void *arg, struct model_file *file, const struct error *err)
     n->n_loads--;
     s->is_loading = false;
     if (file == NULL) {
+        s->is_missing = true;
         s->retry_ms = uv_now(n->loop) + FILE_RETRY_MS;
-        log_warn("node", "model=%s cannot be served by this node's API: %s", s->id, err->message);
-    } else if (s->file != NULL || n->phase >= NODE_STOPPING_RANKS) {
+        snprintf(s->error, sizeof(s->error), "node %s: %.440s", n->config.name, err->message);
+        log_warn("node", "model=%s cannot be used here: %s", s->id, err->message);
+    } else if (n->phase >= NODE_STOPPING_RANKS) {
         model_file_free(file);
     } else {
-        use_file(s, file, true);
+        s->is_missing = false;
+        s->file = file;
+        s->api.tokenizer = file->tokenizer;
+        s->api.chat_template = file->chat_template;
+        s->api.bos_text = file->bos_text;
+        s->api.eos_text = file->eos_text;
     }
     if (n->phase < NODE_STOPPING_RANKS)
-        backend_refresh(n);
+        core_touch(n);
     node_check_stop(n);
 }
 
-/* Looks for this node's copy of a model that another node coordinates. */
-static void find_file(struct served_model *s, const struct instance_info *info)
+/* Looks for this node's copy of a model. */
+static void find_file(struct served_model *s, const struct desired_model *m)
 {
     struct node *n = s->node;
     struct model_file_wanted wanted = {.has_hash = true, .with_text = true};
     if (s->is_loading || uv_now(n->loop) < s->retry_ms || n->phase >= NODE_STOPPING_RANKS)
         return;
-    memcpy(wanted.hash, info->model_hash, sizeof(wanted.hash));
-    model_file_candidates(&wanted, info->path, n->config.data_dir);
+    memcpy(wanted.hash, m->hash, sizeof(wanted.hash));
+    model_file_candidates(&wanted, m->path, n->config.data_dir);
     if (model_file_load(n->loop, &wanted, on_file, s) != 0)
         return;
     s->is_loading = true;
     n->n_loads++;
 }
 
-static void refresh_one(struct node *n, const struct instance_info *info, struct model_file *own)
+static void refresh_one(struct node *n, const struct desired_model *m)
 {
-    struct served_model *s = find_served(n, info->model_id);
-    if (info->model_id[0] == '\0' || info->path[0] == '\0')
-        return;
+    const struct cluster_state *state = cluster_get_state(n->cluster);
+    struct served_model *s = backend_find(n, m->id, m->hash);
     if (s == NULL)
-        s = add_served(n, info->model_id);
+        s = add_served(n, m);
     if (s == NULL)
         return;
     s->is_listed = true;
-    if (s->file == NULL && own != NULL)
-        use_file(s, own, false);
     if (s->file == NULL)
-        find_file(s, info);
-    /* Another file under the same name is another model: the first one keeps the name here. */
-    if (s->file == NULL || memcmp(s->hash, info->model_hash, sizeof(s->hash)) != 0)
-        return;
-    if (info->status == INSTANCE_SERVING || s->api.created_s == 0) {
-        s->api.created_s = info->created_s;
-        s->api.n_ctx = info->n_ctx;
+        find_file(s, m);
+    for (uint32_t k = 0; k < state->n_instances; k++) {
+        const struct placed_instance *i = &state->instance[k];
+        const struct instance_report *r = cluster_find_report(n->cluster, &i->id);
+        if (strcmp(i->model_id, m->id) != 0 || r == NULL)
+            continue;
+        if (r->status == INSTANCE_SERVING || s->api.created_s == 0) {
+            s->api.created_s = r->created_s;
+            s->api.n_ctx = r->n_ctx;
+        }
+        s->api.is_ready |= r->status == INSTANCE_SERVING && s->file != NULL;
     }
-    s->api.is_ready |= info->status == INSTANCE_SERVING;
 }
 
 void backend_refresh(struct node *n)
 {
+    const struct cluster_state *state = cluster_get_state(n->cluster);
     for (uint32_t i = 0; i < n->n_served; i++) {
         n->served[i]->is_listed = false;
         n->served[i]->api.is_ready = false;
     }
-    if (n->instance != NULL)
-        refresh_one(n, &n->instance->info, n->instance->file);
-    for (uint32_t i = 0; i < n->n_remote; i++)
-        refresh_one(n, n->remote[i].info, NULL);
+    for (uint32_t k = 0; k < state->n_models; k++)
+        if (state->model[k].is_wanted)
+            refresh_one(n, &state->model[k]);
+    instance_on_files(n);
 }
 
 void backend_done(struct node *n)
 {
     for (uint32_t i = 0; i < n->n_served; i++) {
-        if (n->served[i]->owns_file)
-            model_file_free(n->served[i]->file);
+        model_file_free(n->served[i]->file);
         free(n->served[i]);
     }
     n->n_served = 0;
@@ -144,9 +151,9 @@ static const struct api_model *get_model_at(void *self, uint32_t index)
 static const struct api_model *find_model(void *self, const char *id)
 {
     struct node *n = self;
-    backend_refresh(n); /* a file that was missing may be there now */
-    const struct served_model *s = find_served(n, id);
-    return s != NULL && s->is_listed ? &s->api : NULL;
+    core_touch(n); /* a file that was missing may be there now */
+    const struct served_model *s = find_listed(n, id);
+    return s != NULL ? &s->api : NULL;
 }
 
 static int submit(void *self, const struct api_generation *g,
@@ -159,6 +166,13 @@ static int submit(void *self, const struct api_generation *g,
 static void cancel(void *self, uint64_t id)
 {
     requests_cancel(self, id);
+}
+
+static int call_cluster(void *self, const char *verb, const char *body, size_t len,
+                        void (*answer)(void *arg, int http_status, const char *json, size_t len),
+                        void *arg, struct error *err)
+{
+    return control_call(self, verb, body, len, answer, arg, err);
 }
 
 static int append_state(void *self, struct buf *out)
@@ -180,6 +194,7 @@ void backend_init(struct node *n, struct api_backend *ret_backend)
         .model_find = find_model,
         .submit = submit,
         .cancel = cancel,
+        .cluster_call = call_cluster,
         .state_json = append_state,
         .health = append_health,
     };

@@ -2,52 +2,48 @@
  * The parts of a node and how they call each other. Nobody outside node/ includes it.
  *
  *   node.c      start, stop, events of the mesh
- *   ranks.c     runners on this node, for its own instance and for other coordinators
- *   instance.c  the instance that this node coordinates; instance_place.c: who holds what
- *   requests.c  requests: from the API or another node, to the head's runner or another node
- *   backend.c   what the API sees: models that some instance serves
- *   peers.c     what this node knows of the cluster, and tells
+ *   core.c      the shell around the cluster's step function: feeds it, does what it says
+ *   control.c   what people want: load, unload, drain, plan, invite ...
+ *   instance.c  instances that this node leads
+ *   ranks.c     runners on this node, for instances of any leader
+ *   requests.c  requests: of this node's clients (cluster/router.h), and those that other nodes
+ *               send to an instance that this node leads
+ *   backend.c   what the API sees: models that should run, with their files
+ *   peers.c     finding other nodes on the network
+ *   measure.c   how fast this computer is
+ *   telemetry.c how it fares: heat, power, memory
  *   state.c     the cluster's state as JSON
+ *
+ * Only events change the core, and only the loop makes events. While actions are carried out, parts
+ * mark what has changed (core_touch, instance reports); the core is told when they are done.
  */
 #ifndef SHOAL_NODE_INTERNAL_H
 #define SHOAL_NODE_INTERNAL_H
 
 #include "api/api.h"
-#include "cluster/placement.h"
+#include "cluster/cluster.h"
+#include "cluster/router.h"
 #include "device/device.h"
+#include "mesh/discovery.h"
 #include "node/model_file.h"
 #include "node/node.h"
 #include "node/runner_process.h"
+#include "store/store.h"
 
-struct hosted_rank; /* ranks.c */
-struct request;     /* requests.c */
+struct hosted_rank;  /* ranks.c */
+struct relay;        /* requests.c */
+struct order;        /* control.c */
+struct measure;      /* measure.c */
 
-struct instance {
+struct instance { /* led by this node; one for each epoch that has not ended */
+    struct instance *next;
     struct node *node;
-    struct instance_info info; /* what others may know; also our own record of the ranks */
-    struct model_file *file;
-    struct placement placement;
-    uint64_t launch;                          /* of the attempt under way */
-    struct node_id node_of_rank[LIMIT_RANKS]; /* all zero bytes never: own id for local ranks */
-    struct message_connect connect;           /* filled as ranks report where they listen */
-    uv_timer_t timer;                         /* waiting, deadline, back-off: by status */
-    bool has_timer;
-    bool is_stopping;
-    bool is_file_loading;
-    uint64_t started_ms, serving_since_ms, backoff_ms;
-};
-
-struct known_node { /* another node, linked or heard of */
-    struct node_info info;
-    struct mesh_link *link;      /* NULL: no link of our own */
-    const struct mesh_link *via; /* who told of it, when we have no link */
-    bool is_lost;
-    uint64_t seen_ms;
-};
-
-struct remote_instance {
-    struct instance_info *info; /* owned */
-    struct mesh_link *link;     /* to its coordinator */
+    struct placed_instance placed;
+    struct instance_report report; /* also our own record of the ranks */
+    bool is_report_due;
+    bool is_stopping; /* the core wants it to end */
+    struct message_connect connect; /* filled as ranks report where they listen */
+    uv_timer_t timer;               /* deadline, by status */
 };
 
 struct served_model { /* a name that clients may use; lives as long as the node */
@@ -56,44 +52,71 @@ struct served_model { /* a name that clients may use; lives as long as the node 
     char id[128];
     uint8_t hash[32];
     struct model_file *file; /* NULL while loading, or when this node does not have it */
-    bool owns_file;
     bool is_loading;
-    bool is_listed; /* some instance has it */
+    bool is_listed; /* people want it */
+    bool is_missing; /* looked for, and not found: `error` says why */
+    char error[ERROR_MESSAGE_BYTES];
     uint64_t retry_ms;
 };
 
-enum { SERVED_MAX = 64, REMOTE_INSTANCES_MAX = 64, KNOWN_NODES_MAX = LIMIT_PEERS };
+enum { SERVED_MAX = 64 };
 
 struct node {
     uv_loop_t *loop;
     struct node_config config;
     struct node_events events;
-    struct node_id id;
     int lock; /* on the data folder; -1: none */
-    uint64_t memory_bytes_total;
-    uint32_t n_cores;
+    struct mesh_identity *identity;
+    struct node_id id;
+    struct device_info device;
+    struct device_capabilities capabilities;
+    struct device_sampler sampler; /* of the thread pool while is_sampling */
+    struct device_telemetry sample, telemetry; /* being taken; the last one */
+    uv_work_t sample_work;
+    uint64_t sampled_ms;
+    bool is_sampling;
     struct api_backend backend;
     struct api *api;
     struct mesh *mesh;
-    struct instance *instance; /* NULL: coordinates none */
-    struct hosted_rank *ranks;
-    struct request *requests;
-    uint64_t request_last;
+    struct discovery *discovery;
+    struct cluster *cluster;
+    struct router *router;
+    struct store *store;
+    uv_work_t save_work; /* one at a time */
+    struct buf saving;
+    struct error save_error;
+    bool is_saving, is_save_due;
+    bool is_stepping; /* inside core_step */
+    bool is_changed;  /* members, state, reports or places: parts look at them again */
+    bool is_told_of_stop, is_leaving;
+    uint64_t figures_ms; /* when our figures were last given to the core */
+    struct measure *measure; /* under way */
+    float gflops, memory_gb_s; /* measured; 0: not yet */
     struct {
-        uint64_t completed, failed, cancelled;
+        struct node_id id;
+        uint64_t epoch;
+    } announced[LIMIT_INSTANCES]; /* whose serving was told */
+    uint32_t n_announced;
+    struct instance *instances;
+    struct hosted_rank *ranks;
+    struct relay *relays;
+    uint64_t relay_last;
+    uint64_t *cancels; /* requests whose client has left, of this turn of the loop */
+    uint32_t n_cancels, cancels_max;
+    uv_timer_t cancel_timer;
+    struct order *orders;
+    uint64_t order_last;
+    struct {
+        uint64_t completed, failed, cancelled, repaired;
     } counts;
-    struct known_node known[KNOWN_NODES_MAX];
-    uint32_t n_known;
-    struct remote_instance remote[REMOTE_INSTANCES_MAX];
-    uint32_t n_remote;
     struct served_model *served[SERVED_MAX];
     uint32_t n_served;
-    uv_timer_t gossip_timer; /* bundles changes of a moment into one STATE message */
-    uv_timer_t stop_timer;   /* end of draining */
-    uint32_t n_loads;        /* files being loaded in the pool */
-    uint32_t n_handles;      /* timers, instance timer included */
+    uv_timer_t tick;       /* of core and router */
+    uv_timer_t stop_timer; /* end of draining */
+    uint32_t n_loads;      /* work in the thread pool */
+    uint32_t n_handles;    /* timers */
     enum { NODE_RUNNING, NODE_DRAINING, NODE_CLOSING_API, NODE_STOPPING_RANKS, NODE_CLOSING } phase;
-    bool is_api_closed, is_mesh_closed;
+    bool is_api_closed, is_mesh_closed, is_discovery_closed;
     void (*stopped)(void *arg);
     void *stopped_arg;
 };
@@ -102,80 +125,125 @@ struct node {
 /* Goes on with the stop as far as it can; called whenever something that it waits for has ended. */
 void node_check_stop(struct node *n);
 
-/* ---- ranks.c ---- */
-/* Starts a runner and sends it LOAD. owner NULL: our own instance. n_node_ranks share the node's
- * threads. Errors: those of runner_process_start; then no event follows. */
-int ranks_start(struct node *n, struct mesh_link *owner, uint64_t launch, uint32_t rank,
-                uint32_t n_node_ranks, struct message_load *load, struct error *err);
-/* A coordinator asks for a rank: finds the file first. Answers by RANK_ENDED when it cannot. */
-int ranks_start_for(struct node *n, struct mesh_link *owner, const struct mesh_rank_start *m,
-                    struct error *err);
-/* Sends a frame to a rank; takes the bytes. Unknown ranks are ignored. */
-void ranks_send(struct node *n, const struct mesh_link *owner, uint64_t launch, uint32_t rank,
-                struct buf *frame);
-void ranks_stop(struct node *n, const struct mesh_link *owner, uint64_t launch, uint32_t rank);
-/* The link to a coordinator is gone: so are its orders. */
-void ranks_drop_owner(struct node *n, const struct mesh_link *owner);
-void ranks_stop_all(struct node *n);
-uint32_t ranks_count(const struct node *n);
+/* ---- core.c ---- */
+int core_init(struct node *n, struct error *err);
+void core_done(struct node *n);
+/* Gives the core an event and does what it says. Errors: E_PROTOCOL from a peer's message. */
+int core_step(struct node *n, const struct cluster_event *e, struct error *err);
+void core_tick(struct node *n);
+/* Something that parts should look at has changed. */
+void core_touch(struct node *n);
+/* Something that should outlive this process has changed. */
+void core_save(struct node *n);
+/* Whether another node could take over what this one holds. */
+bool core_has_live_peer(const struct node *n);
+/* What this node says of itself now. */
+void core_describe_self(const struct node *n, struct cluster_self *self);
+/* A node's name where we know it, else its id. Returns text. */
+const char *core_node_name(const struct node *n, const struct node_id *id, char text[64]);
+
+/* ---- control.c ---- */
+int control_call(struct node *n, const char *verb, const char *body, size_t len,
+                void (*answer)(void *arg, int http_status, const char *json, size_t len), void *arg, struct error *err);
+/* The model of the configuration. */
+int control_load_configured(struct node *n, struct error *err);
+void control_on_join(struct node *n, const struct mesh_join_result *r);
+void control_on_answer(struct node *n, uint64_t id, const struct error *result);
+void control_drop_all(struct node *n);
 
 /* ---- instance.c ---- */
-int instance_new(struct node *n, const char *model, struct error *err);
-/* Stops the ranks and does not start them again. */
-void instance_stop(struct instance *i);
-void instance_free(struct instance *i); /* its timer is closed, its file not loading */
-void instance_on_frame(struct instance *i, uint64_t launch, uint32_t rank, const struct message *m);
-void instance_on_rank_ended(struct instance *i, uint64_t launch, uint32_t rank, const char *reason);
-void instance_on_link_down(struct instance *i, const struct mesh_link *link);
-void instance_on_link_up(struct instance *i);
+void instance_lead(struct node *n, const struct placed_instance *placed);
+void instance_stop(struct node *n, const struct node_id *id, uint64_t epoch);
+void instance_stop_all(struct node *n);
+struct instance *instance_find(const struct node *n, const struct node_id *id, uint64_t epoch);
+/* A model's file is there now, or is known to be missing. */
+void instance_on_files(struct node *n);
+void instance_on_frame(struct instance *i, uint32_t rank, const struct message *m);
+void instance_on_rank_ended(struct instance *i, uint32_t rank, const char *reason, bool is_unfit);
+void instance_on_link_down(struct node *n, const struct mesh_link *link);
+/* Gives the core the reports that are due. Returns whether there were any. */
+bool instance_send_reports(struct node *n);
 
-/* ---- instance_place.c ---- */
-/* Decides which connected nodes take part and what each holds; fills placement, node_of_rank and
- * the ranks of info. Errors: those of placement_solve. */
-int instance_place(struct instance *i, struct error *err);
+/* ---- ranks.c ---- */
+struct rank_owner { /* whose rank it is: (instance, epoch), led by that node */
+    struct node_id leader, instance;
+    uint64_t epoch;
+};
+/* Starts a runner here and sends it LOAD, once the ranks of older epochs of this instance have
+ * ended; those are stopped. n_node_ranks share the node's threads. Errors: E_NOMEM; E_UNAVAILABLE
+ * when a newer epoch is known; then no event follows. */
+int ranks_start(struct node *n, const struct rank_owner *owner, uint32_t rank,
+                uint32_t n_node_ranks, const struct message_load *load, struct error *err);
+/* A leader elsewhere asks for a rank: finds the file first. Answers by RANK_ENDED when it cannot. */
+int ranks_start_for(struct node *n, struct mesh_link *link, const struct mesh_rank_start *m,
+                    struct error *err);
+/* Sends a frame to a rank; takes the bytes. Unknown ranks are ignored. */
+void ranks_send(struct node *n, const struct rank_owner *owner, uint32_t rank, struct buf *frame);
+void ranks_stop(struct node *n, const struct rank_owner *owner, uint32_t rank);
+/* The link to a leader is gone: so are its orders. */
+void ranks_drop_leader(struct node *n, const struct node_id *leader);
+void ranks_stop_all(struct node *n);
+uint32_t ranks_count(const struct node *n);
+/* Weights and caches that ranks here hold or will hold, as their leaders said. */
+uint64_t ranks_bytes(const struct node *n);
 
 /* ---- requests.c ---- */
+int requests_init(struct node *n, struct error *err);
 int requests_submit(struct node *n, const struct api_generation *g,
                     const struct api_generation_events *events, void *arg, uint64_t *ret_id,
                     struct error *err);
+/* Soon: done never comes from inside the call. */
 void requests_cancel(struct node *n, uint64_t id);
 int requests_take(struct node *n, struct mesh_link *origin, const struct mesh_submit *m,
                   struct error *err);
-void requests_cancel_for(struct node *n, const struct mesh_link *origin, uint64_t origin_id);
-/* TOKENS, PROGRESS or DONE from the head's runner (from NULL) or from another node. */
+void requests_cancel_for(struct node *n, const struct mesh_link *origin, uint64_t attempt);
+/* TOKENS, PROGRESS or DONE from a head's runner here. */
+int requests_on_frame(struct node *n, const struct message *m, struct error *err);
+/* The same from a leader elsewhere. */
 int requests_on_event(struct node *n, const struct mesh_link *from, const struct message *m,
                       struct error *err);
-/* All that go to this destination (NULL: our own head) end with this error. */
-void requests_fail(struct node *n, const struct mesh_link *destination, int code,
-                   const char *message);
-/* NULL: our own API. */
-void requests_drop_origin(struct node *n, const struct mesh_link *origin);
-void requests_fail_all(struct node *n, int code, const char *message);
+/* An instance that this node led has ended: whoever sent requests to it hears so. */
+void requests_lose_instance(struct node *n, const struct instance *i, const char *reason);
+void requests_on_link_down(struct node *n, const struct mesh_link *link);
+/* Instances have come or gone. */
+void requests_on_places(struct node *n);
+void requests_end_all(struct node *n, int code, const char *message);
 void requests_count(const struct node *n, uint32_t *ret_running, uint32_t *ret_queued);
+bool requests_are_none(const struct node *n);
+void requests_done(struct node *n);
 
 /* ---- backend.c ---- */
 void backend_init(struct node *n, struct api_backend *ret_backend);
-/* Brings the list of served models in line with the instances that are known. */
+/* Brings the list of served models in line with what should run. */
 void backend_refresh(struct node *n);
+struct served_model *backend_find(const struct node *n, const char *id, const uint8_t hash[32]);
 void backend_done(struct node *n);
 
 /* ---- peers.c ---- */
-/* Something that others should know has changed. */
-void peers_state_changed(struct node *n);
-void peers_send_state(struct node *n);
-void peers_link_up(struct node *n, struct mesh_link *link);
-void peers_link_down(struct node *n, const struct mesh_link *link);
-int peers_take_state(struct node *n, struct mesh_link *link, const struct mesh_message *m,
-                     struct error *err);
+int peers_init(struct node *n);
+void peers_close(struct node *n);
 
 /* ---- state.c ---- */
 int state_json(struct node *n, struct buf *out);
 bool state_health(struct node *n, struct buf *out);
 
-/* ---- identity.c ---- */
-/* Makes the data folder, and reads or makes the node's id in it. ret_lock is a descriptor that
- * keeps other nodes from using the same folder for as long as it is open. Errors: E_BUSY when one
- * does. */
-int identity_load(const char *data_dir, struct node_id *ret_id, int *ret_lock, struct error *err);
+/* ---- measure.c ---- */
+/* Begins, if the disk does not know it yet; the figures come later. */
+void measure_begin(struct node *n);
+void measure_stop(struct node *n);
+/* Keeps the figures; from the thread pool. */
+int measure_save(struct node *n, struct error *err);
+
+/* ---- telemetry.c ---- */
+void telemetry_init(struct node *n);
+/* Takes a sample, in the thread pool, when it is time. */
+void telemetry_tick(struct node *n);
+/* "capabilities": {...}, "telemetry": {...} (docs/internals/telemetry.md). */
+int telemetry_json(struct node *n, struct buf *b);
+
+/* ---- data_dir.c ---- */
+/* Makes the data folder and locks it: nobody else may use it for as long as ret_lock is open.
+ * Errors: E_BUSY when another node does. */
+int data_dir_lock(const char *data_dir, int *ret_lock, struct error *err);
 
 #endif

@@ -1,5 +1,6 @@
 #include "node/node.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "node/internal.h"
 
@@ -15,27 +16,50 @@ enum { CANCEL_MS = 1000 };
 static void on_link_up(void *self, struct mesh_link *link)
 {
     struct node *n = self;
-    peers_link_up(n, link);
-    if (n->instance != NULL)
-        instance_on_link_up(n->instance);
+    const struct mesh_hello *hello = mesh_link_hello(link);
+    struct cluster_event e = {.type = CLUSTER_EVENT_LINK_UP, .node = hello->id};
+    snprintf(e.name, sizeof(e.name), "%s", hello->name);
+    log_info("node", "peer=%s address=%s cores=%u linked", hello->name,
+             mesh_link_remote_host(link), hello->n_cores);
+    core_step(n, &e, NULL);
+    core_touch(n); /* a leader may be within reach again */
 }
 
-static void on_link_down(void *self, struct mesh_link *link, const char *reason)
+static void on_link_down(void *self, struct mesh_link *link, const char *reason, bool is_closed)
 {
     struct node *n = self;
-    char text[ERROR_MESSAGE_BYTES];
-    if (mesh_link_heartbeat(link)->is_stopping)
-        log_info("node", "peer=%s has left", mesh_link_hello(link)->name);
-    else
-        log_warn("node", "peer=%s lost: %s", mesh_link_hello(link)->name, reason);
-    ranks_drop_owner(n, link);
-    requests_drop_origin(n, link);
-    peers_link_down(n, link);
-    snprintf(text, sizeof(text), "node %s, which serves this model, is lost",
-             mesh_link_hello(link)->name);
-    requests_fail(n, link, E_PEERLOST, text);
-    if (n->instance != NULL)
-        instance_on_link_down(n->instance, link);
+    const struct mesh_hello *hello = mesh_link_hello(link);
+    struct cluster_event e = {
+        .type = CLUSTER_EVENT_LINK_DOWN, .node = hello->id, .is_closed = is_closed};
+    log_warn("node", "peer=%s link lost: %s", hello->name, reason);
+    ranks_drop_leader(n, &hello->id);
+    instance_on_link_down(n, link);
+    requests_on_link_down(n, link);
+    core_step(n, &e, NULL);
+}
+
+static void on_link_figures(void *self, struct mesh_link *link, const struct link_figures *f)
+{
+    struct node *n = self;
+    struct cluster_event e = {
+        .type = CLUSTER_EVENT_LINK_FIGURES, .node = mesh_link_hello(link)->id, .link = *f};
+    core_step(n, &e, NULL);
+}
+
+static void on_join_result(void *self, const struct mesh_join_result *r)
+{
+    control_on_join(self, r);
+}
+
+/* The instance that a message of a rank is for, if the sender may speak for that rank. */
+static struct instance *find_led(struct node *n, const struct mesh_link *link,
+                                 const struct node_id *id, uint64_t epoch, uint32_t rank)
+{
+    struct instance *i = instance_find(n, id, epoch);
+    return i != NULL && rank < i->report.n_ranks &&
+                   node_id_equal(&i->placed.node_of_rank[rank], &mesh_link_hello(link)->id)
+               ? i
+               : NULL;
 }
 
 static int take_rank_frame(struct node *n, struct mesh_link *link, const struct mesh_message *m,
@@ -51,29 +75,45 @@ static int take_rank_frame(struct node *n, struct mesh_link *link, const struct 
         return error_set(err, E_PROTOCOL, "RANK_FRAME does not hold one whole frame");
     /* Towards the runner or from it: the type tells. */
     if (frame.type == MESSAGE_CONNECT || frame.type == MESSAGE_PING) {
+        struct rank_owner owner = {.leader = mesh_link_hello(link)->id,
+                                   .instance = relay.instance,
+                                   .epoch = relay.epoch};
         struct buf b;
         buf_init(&b, LIMIT_CONTROL_FRAME_BYTES);
         buf_append(&b, relay.frame, relay.frame_len);
-        ranks_send(n, link, relay.launch, relay.rank, &b);
+        ranks_send(n, &owner, relay.rank, &b);
         return 0;
     }
-    struct instance *i = n->instance;
-    if (i != NULL && relay.rank < i->info.n_ranks &&
-        node_id_equal(&i->node_of_rank[relay.rank], &mesh_link_hello(link)->id))
-        instance_on_frame(i, relay.launch, relay.rank, &frame);
+    struct instance *i = find_led(n, link, &relay.instance, relay.epoch, relay.rank);
+    if (i != NULL)
+        instance_on_frame(i, relay.rank, &frame);
     return 0;
+}
+
+static int take_rank_stop(struct node *n, struct mesh_link *link, const struct mesh_message *m,
+                          struct error *err)
+{
+    struct mesh_rank_stop stop;
+    int rc = mesh_decode_rank_stop(m, &stop, err);
+    struct rank_owner owner = {.leader = mesh_link_hello(link)->id,
+                               .instance = stop.instance,
+                               .epoch = stop.epoch};
+    if (rc == 0)
+        ranks_stop(n, &owner, stop.rank);
+    return rc;
 }
 
 static int take_rank_ended(struct node *n, struct mesh_link *link, const struct mesh_message *m,
                            struct error *err)
 {
     struct mesh_rank_ended ended;
-    struct instance *i = n->instance;
     int rc = mesh_decode_rank_ended(m, &ended, err);
-    if (rc == 0 && i != NULL && ended.rank < i->info.n_ranks &&
-        node_id_equal(&i->node_of_rank[ended.rank], &mesh_link_hello(link)->id))
-        instance_on_rank_ended(i, ended.launch, ended.rank, ended.reason);
-    return rc;
+    if (rc != 0)
+        return rc;
+    struct instance *i = find_led(n, link, &ended.instance, ended.epoch, ended.rank);
+    if (i != NULL)
+        instance_on_rank_ended(i, ended.rank, ended.reason, ended.is_node_unfit);
+    return 0;
 }
 
 static int take_event(struct node *n, struct mesh_link *link, const struct mesh_message *m,
@@ -91,6 +131,16 @@ static int take_event(struct node *n, struct mesh_link *link, const struct mesh_
     return requests_on_event(n, link, &frame, err);
 }
 
+static int take_cluster(struct node *n, struct mesh_link *link, const struct mesh_message *m,
+                        struct error *err)
+{
+    struct cluster_event e = {.type = CLUSTER_EVENT_MESSAGE,
+                              .node = mesh_link_hello(link)->id,
+                              .data = m->payload,
+                              .len = m->len};
+    return core_step(n, &e, err);
+}
+
 static int on_message(void *self, struct mesh_link *link, const struct mesh_message *m,
                       struct error *err)
 {
@@ -98,21 +148,17 @@ static int on_message(void *self, struct mesh_link *link, const struct mesh_mess
     struct mesh_rank_start start;
     struct mesh_submit submit;
     uint64_t number;
-    uint32_t rank;
     int rc;
     switch (m->type) {
-    case MESH_STATE:
-        return peers_take_state(n, link, m, err);
+    case MESH_CLUSTER:
+        return take_cluster(n, link, m, err);
     case MESH_RANK_START:
         rc = mesh_decode_rank_start(m, &start, err);
         return rc != 0 ? rc : ranks_start_for(n, link, &start, err);
     case MESH_RANK_FRAME:
         return take_rank_frame(n, link, m, err);
     case MESH_RANK_STOP:
-        rc = mesh_decode_rank_stop(m, &number, &rank, err);
-        if (rc == 0)
-            ranks_stop(n, link, number, rank);
-        return rc;
+        return take_rank_stop(n, link, m, err);
     case MESH_RANK_ENDED:
         return take_rank_ended(n, link, m, err);
     case MESH_SUBMIT:
@@ -130,17 +176,12 @@ static int on_message(void *self, struct mesh_link *link, const struct mesh_mess
     }
 }
 
-static void on_heartbeat(void *self, struct mesh_heartbeat *ret)
-{
-    struct node *n = self;
-    uint32_t running, queued;
-    requests_count(n, &running, &queued);
-    ret->memory_bytes_free = device_memory_bytes_free();
-    ret->n_running = running;
-    ret->is_stopping = n->phase != NODE_RUNNING;
-}
-
 /* ---- start ---- */
+
+static void on_tick(uv_timer_t *timer)
+{
+    core_tick(timer->data);
+}
 
 static int open_mesh(struct node *n, struct error *err)
 {
@@ -150,9 +191,14 @@ static int open_mesh(struct node *n, struct error *err)
         .peers = n->config.peers,
         .secret = n->config.n_secret > 0 ? n->config.secret : NULL,
         .secret_len = n->config.n_secret,
-        .self = {.id = n->id,
-                 .memory_bytes_total = n->memory_bytes_total,
-                 .n_cores = n->n_cores,
+        .identity = n->identity,
+        .data_dir = n->config.data_dir,
+        .is_closed = n->config.is_closed,
+        .is_adoptable = true,
+        .self = {.memory_bytes_total = n->device.memory_bytes_total,
+                 .memory_bytes_free = n->device.memory_bytes_free,
+                 .n_cores = n->device.n_cores,
+                 .incarnation = clock_wall_ns() / 1000000u,
                  .api = n->config.api},
     };
     struct mesh_events events = {
@@ -160,7 +206,8 @@ static int open_mesh(struct node *n, struct error *err)
         .link_up = on_link_up,
         .link_down = on_link_down,
         .message = on_message,
-        .heartbeat = on_heartbeat,
+        .link_figures = on_link_figures,
+        .join_result = on_join_result,
     };
     options.self.api.port = api_port(n->api);
     memcpy(options.self.name, n->config.name, sizeof(options.self.name));
@@ -174,56 +221,67 @@ static void init_timer(struct node *n, uv_timer_t *timer)
     n->n_handles++;
 }
 
-static void warn_open_addresses(const struct node *n)
+/* The parts that need nothing but memory and the data folder. */
+static int start_inside(struct node *n, struct error *err)
 {
-    const struct mesh_address *a = &n->config.mesh;
-    if (strncmp(a->host, "127.", 4) != 0 && strcmp(a->host, "::1") != 0)
-        log_warn("node",
-                 "mesh=%s:%u node links are not encrypted%s in this version: use trusted "
-                 "networks only",
-                 a->host, node_mesh_port(n),
-                 n->config.n_secret > 0 ? "" : " and not authenticated");
+    int rc = data_dir_lock(n->config.data_dir, &n->lock, err);
+    if (rc == 0)
+        rc = mesh_identity_load(n->config.data_dir, &n->identity, err);
+    if (rc != 0)
+        return rc;
+    n->id = *mesh_identity_id(n->identity);
+    rc = requests_init(n, err);
+    return rc != 0 ? rc : core_init(n, err);
+}
+
+/* The parts that face the network. */
+static int start_outside(struct node *n, struct error *err)
+{
+    struct api_options api = {.host = n->config.api.host, .port = n->config.api.port};
+    int rc = api_open(n->loop, &api, &n->backend, &n->api, err);
+    if (rc == 0)
+        rc = open_mesh(n, err);
+    if (rc == 0 && n->config.model[0] != '\0')
+        rc = control_load_configured(n, err);
+    if (rc != 0)
+        return rc;
+    peers_init(n);
+    measure_begin(n);
+    uv_timer_start(&n->tick, on_tick, 0, CLUSTER_TICK_MS);
+    return 0;
 }
 
 int node_start(uv_loop_t *loop, const struct node_config *config, const struct node_events *events,
                struct node **ret_node, struct error *err)
 {
-    struct device_info device;
     struct node *n = calloc(1, sizeof(*n));
     if (n == NULL)
         return error_set(err, E_NOMEM, "out of memory for the node");
-    device_get_info(&device);
+    device_get_info(&n->device);
+    telemetry_init(n);
     n->loop = loop;
     n->lock = -1;
     n->config = *config;
     if (events != NULL)
         n->events = *events;
     if (n->config.name[0] == '\0')
-        snprintf(n->config.name, sizeof(n->config.name), "%s", device.host_name);
+        snprintf(n->config.name, sizeof(n->config.name), "%s", n->device.host_name);
     if (n->config.n_slots == 0)
         n->config.n_slots = NODE_SLOTS_DEFAULT;
-    n->memory_bytes_total = device.memory_bytes_total;
-    n->n_cores = device.n_cores;
-    init_timer(n, &n->gossip_timer);
+    init_timer(n, &n->tick);
     init_timer(n, &n->stop_timer);
+    init_timer(n, &n->cancel_timer);
     backend_init(n, &n->backend);
-
-    int rc = identity_load(n->config.data_dir, &n->id, &n->lock, err);
-    struct api_options api = {.host = n->config.api.host, .port = n->config.api.port};
+    int rc = start_inside(n, err);
     if (rc == 0)
-        rc = api_open(loop, &api, &n->backend, &n->api, err);
-    if (rc == 0)
-        rc = open_mesh(n, err);
-    if (rc == 0 && n->config.model[0] != '\0')
-        rc = instance_new(n, n->config.model, err);
+        rc = start_outside(n, err);
     if (rc != 0) {
         node_stop(n, true, NULL, NULL);
         return rc;
     }
-    warn_open_addresses(n);
     log_info("node", "api=%s:%u mesh=%s:%u cores=%u memory_free_mib=%llu started",
              n->config.api.host, node_api_port(n), n->config.mesh.host, node_mesh_port(n),
-             n->n_cores, (unsigned long long)(device.memory_bytes_free >> 20));
+             n->device.n_cores, (unsigned long long)(n->device.memory_bytes_free >> 20));
     *ret_node = n;
     return 0;
 }
@@ -252,7 +310,6 @@ static void on_api_closed(void *arg)
     struct node *n = arg;
     n->is_api_closed = true;
     n->api = NULL;
-    requests_drop_origin(n, NULL); /* whatever is still under way has nobody to go to */
     node_check_stop(n);
 }
 
@@ -269,7 +326,7 @@ static void on_cancel_over(uv_timer_t *timer)
 {
     struct node *n = timer->data;
     if (n->phase == NODE_CLOSING_API)
-        requests_fail_all(n, E_UNAVAILABLE, "the node stops");
+        requests_end_all(n, E_UNAVAILABLE, "the node stops");
 }
 
 static void begin_closing_api(struct node *n)
@@ -285,8 +342,9 @@ static void begin_closing_api(struct node *n)
 static void begin_stopping_ranks(struct node *n)
 {
     n->phase = NODE_STOPPING_RANKS;
-    if (n->instance != NULL)
-        instance_stop(n->instance);
+    control_drop_all(n);
+    measure_stop(n);
+    instance_stop_all(n);
     ranks_stop_all(n);
 }
 
@@ -297,19 +355,20 @@ static void begin_closing(struct node *n)
         mesh_close(n->mesh, on_mesh_closed, n);
     else
         n->is_mesh_closed = true;
-    uv_close((uv_handle_t *)&n->gossip_timer, on_handle_closed);
+    peers_close(n);
+    uv_close((uv_handle_t *)&n->tick, on_handle_closed);
     uv_close((uv_handle_t *)&n->stop_timer, on_handle_closed);
+    uv_close((uv_handle_t *)&n->cancel_timer, on_handle_closed);
 }
 
 static void free_node(struct node *n)
 {
     void (*stopped)(void *) = n->stopped;
     void *arg = n->stopped_arg;
-    requests_fail_all(n, E_UNAVAILABLE, "the node stops");
+    requests_done(n);
     backend_done(n);
-    instance_free(n->instance);
-    for (uint32_t i = 0; i < n->n_remote; i++)
-        free(n->remote[i].info);
+    core_done(n);
+    mesh_identity_free(n->identity);
     if (n->lock >= 0)
         close(n->lock);
     free(n);
@@ -317,15 +376,23 @@ static void free_node(struct node *n)
         stopped(arg);
 }
 
+/* Others go on with what this node holds before it leaves, if there are others. */
+static bool is_handed_over(const struct node *n)
+{
+    return n->ranks == NULL || (n->is_told_of_stop && !core_has_live_peer(n));
+}
+
 void node_check_stop(struct node *n)
 {
-    if (n->phase == NODE_DRAINING && n->requests == NULL)
+    if (n->phase == NODE_DRAINING && requests_are_none(n) && is_handed_over(n))
         begin_closing_api(n);
     if (n->phase == NODE_CLOSING_API && n->is_api_closed)
         begin_stopping_ranks(n);
-    if (n->phase == NODE_STOPPING_RANKS && n->ranks == NULL && n->n_loads == 0)
+    if (n->phase == NODE_STOPPING_RANKS && n->ranks == NULL &&
+        n->instances == NULL && n->n_loads == 0)
         begin_closing(n);
-    if (n->phase == NODE_CLOSING && n->is_mesh_closed && n->n_handles == 0)
+    if (n->phase == NODE_CLOSING && n->is_mesh_closed && n->is_discovery_closed &&
+        n->n_handles == 0)
         free_node(n);
 }
 
@@ -351,11 +418,9 @@ void node_stop(struct node *n, bool at_once, void (*stopped)(void *arg), void *a
     if (n->phase == NODE_RUNNING) {
         n->phase = NODE_DRAINING;
         log_info("node", "stops");
-        if (n->mesh != NULL)
-            mesh_send_heartbeats(n->mesh);
         uv_timer_start(&n->stop_timer, on_drain_over, at_once ? 0 : NODE_DRAIN_MS, 0);
         /* Not from inside this call, even when there is nothing to wait for. */
-        if (n->requests == NULL)
+        if (n->ranks == NULL && requests_are_none(n))
             uv_timer_start(&n->stop_timer, on_drain_over, 0, 0);
     } else if (n->phase == NODE_DRAINING && at_once) {
         uv_timer_start(&n->stop_timer, on_drain_over, 0, 0);

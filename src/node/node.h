@@ -1,12 +1,13 @@
 /*
- * The daemon: one libuv loop that serves the API, keeps links to other nodes, runs runners and,
- * when it was given a model, coordinates the instance that serves it. Never computes, never blocks:
- * files are read in the thread pool. Thread: the loop's.
+ * The daemon: one libuv loop that serves the API, keeps links to other nodes, takes part in the
+ * cluster's decisions and runs runners. Never computes, never blocks: files are read and state is
+ * written in the thread pool. Thread: the loop's.
  */
 #ifndef SHOAL_NODE_NODE_H
 #define SHOAL_NODE_NODE_H
 
 #include "base/error.h"
+#include "cluster/placement.h"
 #include "mesh/mesh.h"
 
 #include <stdbool.h>
@@ -17,26 +18,35 @@ struct node; /* opaque */
 
 struct node_config {
     char name[64];       /* "": the host's name */
-    char data_dir[3072]; /* identity, models/; made if absent */
+    char data_dir[3072]; /* identity, trusted keys, state, models/; made if absent */
     char program[4096];  /* this program, for runners: `program runner` */
-    char model[4096];    /* file, or name of one in data_dir/models; "": coordinates nothing */
+    char model[4096];    /* file, or name of one in data_dir/models, that the cluster is to serve;
+                            "": whatever it serves already */
     struct mesh_address api, mesh;
     uint32_t n_peers;
     struct mesh_address peers[LIMIT_PEERS];
-    uint32_t wait_peers_ms; /* before placing without all of them */
-    char split[32];         /* "": by the rule of cluster/placement.h */
-    uint32_t n_threads;     /* of this node, shared by its ranks; 0: all cores */
-    uint32_t n_ctx;         /* 0: the engine's default */
-    uint32_t n_slots;       /* 0: NODE_SLOTS_DEFAULT */
+    bool discovers;        /* announces itself by mDNS, and looks for others */
+    bool announces_mlx;    /* as _mlx-worker._tcp, too */
+    bool is_closed;        /* takes no requests to join */
+    char split[32];        /* of the model; "": by the rule */
+    enum placement_rule rule;
+    uint32_t n_threads;    /* of this node, shared by its ranks; 0: all cores */
+    uint32_t n_ctx;        /* of the model; 0: the engine's default */
+    uint32_t n_slots;      /* 0: NODE_SLOTS_DEFAULT */
+    uint64_t memory_bytes_max; /* that runners may take; 0: what is free */
+    bool measures; /* how fast it is, in a child process, at the first start */
     uint32_t n_secret;
     uint8_t secret[256];
 };
 
-enum { NODE_SLOTS_DEFAULT = 4, NODE_WAIT_PEERS_MS = 5000, NODE_DRAIN_MS = 10000 };
+enum { NODE_SLOTS_DEFAULT = 4, NODE_DRAIN_MS = 10000 };
 
 struct node_events {
     void *arg;
-    void (*model_status)(void *arg, const struct instance_info *info); /* after each change */
+    /* The model of the configuration cannot be served: its file, or the cluster's answer. */
+    void (*model_refused)(void *arg, const struct error *err);
+    /* An instance of any node serves, after it was placed or repaired. */
+    void (*serving)(void *arg, const char *model_id, const char *split, uint32_t n_ranks);
 };
 
 /* Starts everything; models load in the background. Borrows loop. Errors: addresses in use, data
@@ -45,8 +55,9 @@ int node_start(uv_loop_t *loop, const struct node_config *config, const struct n
                struct node **ret_node, struct error *err);
 uint16_t node_api_port(const struct node *n);
 uint16_t node_mesh_port(const struct node *n);
-/* Lets running requests finish (at most NODE_DRAIN_MS; new ones are refused), then stops runners,
- * links and API, calls stopped and frees itself. A second call with at_once ends the draining. */
+/* Lets running requests finish (at most NODE_DRAIN_MS; new ones are refused), hands instances to
+ * other nodes, then stops runners, links and API, calls stopped and frees itself. A second call with
+ * at_once ends the draining. */
 void node_stop(struct node *n, bool at_once, void (*stopped)(void *arg), void *arg);
 
 #endif

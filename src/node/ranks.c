@@ -1,5 +1,6 @@
-/* Runners on this node. A rank belongs to the coordinator that asked for it: this node's own
- * instance, or the other end of a link; what its runner says goes there. */
+/* Runners on this node. A rank belongs to the leader of its instance, this node or another; what
+ * its runner says goes there. Of one instance only the newest epoch runs: ranks of older ones are
+ * stopped, and the new ones wait until they have ended, so that their memory is free. */
 #include "base/log.h"
 #include "node/internal.h"
 
@@ -10,20 +11,26 @@
 struct hosted_rank {
     struct hosted_rank *next;
     struct node *node;
-    struct mesh_link *owner; /* NULL: our own instance */
-    bool is_orphan;          /* the owner is gone: nobody wants to hear of it */
+    struct rank_owner owner;
+    bool is_orphan;  /* the leader is gone: nobody wants to hear of it */
     bool is_stopping;
-    uint64_t launch;
+    bool is_found;   /* its file: it may start */
     uint32_t rank, n_node_ranks;
-    struct runner_process *process; /* NULL while its file is being looked for */
+    struct runner_process *process; /* NULL until it starts */
     struct message_load load;
 };
 
-static struct hosted_rank *find_rank(struct node *n, const struct mesh_link *owner, uint64_t launch,
-                                     uint32_t rank)
+static bool is_own(const struct hosted_rank *h)
+{
+    return node_id_equal(&h->owner.leader, &h->node->id);
+}
+
+static struct hosted_rank *find_rank(struct node *n, const struct rank_owner *owner, uint32_t rank)
 {
     for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
-        if (h->owner == owner && !h->is_orphan && h->launch == launch && h->rank == rank)
+        if (!h->is_orphan && h->rank == rank && h->owner.epoch == owner->epoch &&
+            node_id_equal(&h->owner.instance, &owner->instance) &&
+            node_id_equal(&h->owner.leader, &owner->leader))
             return h;
     return NULL;
 }
@@ -36,6 +43,18 @@ uint32_t ranks_count(const struct node *n)
     return count;
 }
 
+uint64_t ranks_bytes(const struct node *n)
+{
+    const struct cluster_state *s = n->cluster != NULL ? cluster_get_state(n->cluster) : NULL;
+    uint64_t bytes = 0;
+    for (const struct hosted_rank *h = n->ranks; s != NULL && h != NULL; h = h->next)
+        for (uint32_t i = 0; i < s->n_instances; i++)
+            if (s->instance[i].epoch == h->owner.epoch &&
+                node_id_equal(&s->instance[i].id, &h->owner.instance))
+                bytes += s->instance[i].bytes_of_rank[h->rank];
+    return bytes;
+}
+
 static void unlink_rank(struct hosted_rank *h)
 {
     for (struct hosted_rank **p = &h->node->ranks; *p != NULL; p = &(*p)->next)
@@ -45,26 +64,42 @@ static void unlink_rank(struct hosted_rank *h)
         }
 }
 
+static void start_waiting(struct node *n);
+
+static void tell_ended(struct node *n, const struct rank_owner *owner, uint32_t rank,
+                       const char *reason, bool is_unfit)
+{
+    struct mesh_link *link = mesh_find(n->mesh, &owner->leader);
+    struct mesh_rank_ended m = {.instance = owner->instance,
+                                .epoch = owner->epoch,
+                                .rank = rank,
+                                .is_node_unfit = is_unfit};
+    struct buf b;
+    if (link == NULL)
+        return;
+    snprintf(m.reason, sizeof(m.reason), "%s", reason);
+    for (char *p = m.reason; *p != '\0'; p++) /* the other side takes no control characters */
+        if ((unsigned char)*p < ' ' || *p == 0x7f)
+            *p = ' ';
+    buf_init(&b, LIMIT_CONTROL_FRAME_BYTES);
+    mesh_encode_rank_ended(&b, &m);
+    mesh_link_send(link, &b);
+}
+
 /* The end of a rank, told to whom it belongs. */
-static void end_rank(struct hosted_rank *h, const char *reason)
+static void end_rank(struct hosted_rank *h, const char *reason, bool is_unfit)
 {
     struct node *n = h->node;
     unlink_rank(h);
+    start_waiting(n);
     if (h->is_orphan) {
         /* nobody to tell */
-    } else if (h->owner == NULL) {
-        if (n->instance != NULL)
-            instance_on_rank_ended(n->instance, h->launch, h->rank, reason);
+    } else if (is_own(h)) {
+        struct instance *i = instance_find(n, &h->owner.instance, h->owner.epoch);
+        if (i != NULL)
+            instance_on_rank_ended(i, h->rank, reason, is_unfit);
     } else {
-        struct mesh_rank_ended m = {.launch = h->launch, .rank = h->rank};
-        struct buf b;
-        snprintf(m.reason, sizeof(m.reason), "%s", reason);
-        for (char *p = m.reason; *p != '\0'; p++) /* the other side takes no control characters */
-            if ((unsigned char)*p < ' ' || *p == 0x7f)
-                *p = ' ';
-        buf_init(&b, LIMIT_CONTROL_FRAME_BYTES);
-        mesh_encode_rank_ended(&b, &m);
-        mesh_link_send(h->owner, &b);
+        tell_ended(n, &h->owner, h->rank, reason, is_unfit);
     }
     free(h);
     node_check_stop(n);
@@ -75,63 +110,52 @@ static void on_frame(void *arg, const struct message *m, const void *frame, size
     struct hosted_rank *h = arg;
     if (h->is_orphan)
         return;
-    if (h->owner == NULL) {
-        if (h->node->instance != NULL)
-            instance_on_frame(h->node->instance, h->launch, h->rank, m);
+    if (is_own(h)) {
+        struct instance *i = instance_find(h->node, &h->owner.instance, h->owner.epoch);
+        if (i != NULL)
+            instance_on_frame(i, h->rank, m);
         return;
     }
-    struct mesh_rank_frame relay = {
-        .launch = h->launch, .rank = h->rank, .frame = frame, .frame_len = len};
+    struct mesh_link *link = mesh_find(h->node->mesh, &h->owner.leader);
+    struct mesh_rank_frame relay = {.instance = h->owner.instance,
+                                    .epoch = h->owner.epoch,
+                                    .rank = h->rank,
+                                    .frame = frame,
+                                    .frame_len = len};
     struct buf b;
+    if (link == NULL)
+        return;
     buf_init(&b, LIMIT_CONTROL_FRAME_BYTES + 64);
     mesh_encode_rank_frame(&b, &relay);
-    mesh_link_send(h->owner, &b);
+    mesh_link_send(link, &b);
 }
 
 static void on_ended(void *arg, const char *reason)
 {
     struct hosted_rank *h = arg;
+    h->process = NULL;
     if (h->is_stopping)
-        log_info("node", "rank=%u launch=%016llx stopped", h->rank, (unsigned long long)h->launch);
+        log_info("node", "rank=%u epoch=%llx stopped", h->rank, (unsigned long long)h->owner.epoch);
     else
-        log_warn("node", "rank=%u launch=%016llx ended: %s", h->rank, (unsigned long long)h->launch,
-                 reason);
-    end_rank(h, reason);
+        log_warn("node", "rank=%u epoch=%llx ended: %s", h->rank,
+                 (unsigned long long)h->owner.epoch, reason);
+    end_rank(h, reason, false);
 }
 
-static struct hosted_rank *add_rank(struct node *n, struct mesh_link *owner, uint64_t launch,
-                                    uint32_t rank, uint32_t n_node_ranks,
-                                    const struct message_load *load)
-{
-    struct hosted_rank *h = calloc(1, sizeof(*h));
-    if (h == NULL)
-        return NULL;
-    *h = (struct hosted_rank){.next = n->ranks,
-                              .node = n,
-                              .owner = owner,
-                              .launch = launch,
-                              .rank = rank,
-                              .n_node_ranks = n_node_ranks,
-                              .load = *load};
-    n->ranks = h;
-    return h;
-}
-
-/* Starts the process of a rank that is in the list. */
 static int spawn_rank(struct hosted_rank *h, struct error *err)
 {
     struct node *n = h->node;
     struct runner_events events = {.arg = h, .frame = on_frame, .ended = on_ended};
     struct buf b;
-    uint32_t n_threads = n->config.n_threads != 0 ? n->config.n_threads : n->n_cores;
+    uint32_t n_threads = n->config.n_threads != 0 ? n->config.n_threads : n->device.n_cores;
     if (h->n_node_ranks > 1)
         n_threads /= h->n_node_ranks;
     h->load.engine.n_threads = n_threads > 0 ? n_threads : 1;
     int rc = runner_process_start(n->loop, n->config.program, &events, &h->process, err);
     if (rc != 0)
         return rc;
-    log_info("node", "rank=%u launch=%016llx pid=%u threads=%u started", h->rank,
-             (unsigned long long)h->launch, runner_process_pid(h->process),
+    log_info("node", "rank=%u epoch=%llx pid=%u threads=%u started", h->rank,
+             (unsigned long long)h->owner.epoch, runner_process_pid(h->process),
              h->load.engine.n_threads);
     buf_init(&b, LIMIT_CONTROL_FRAME_BYTES);
     message_encode_load(&b, &h->load);
@@ -139,83 +163,30 @@ static int spawn_rank(struct hosted_rank *h, struct error *err)
     return 0;
 }
 
-int ranks_start(struct node *n, struct mesh_link *owner, uint64_t launch, uint32_t rank,
-                uint32_t n_node_ranks, struct message_load *load, struct error *err)
+static bool has_predecessor(const struct hosted_rank *h)
 {
-    struct hosted_rank *h = add_rank(n, owner, launch, rank, n_node_ranks, load);
-    if (h == NULL)
-        return error_set(err, E_NOMEM, "out of memory for rank %u", rank);
-    int rc = spawn_rank(h, err);
-    if (rc != 0) {
-        unlink_rank(h);
-        free(h);
-    }
-    return rc;
+    for (const struct hosted_rank *o = h->node->ranks; o != NULL; o = o->next)
+        if (o->owner.epoch < h->owner.epoch &&
+            node_id_equal(&o->owner.instance, &h->owner.instance))
+            return true;
+    return false;
 }
 
-static void on_file_found(void *arg, struct model_file *file, const struct error *cause)
+/* Starts what nothing stands in the way of any more. One that fails ends, which calls this again:
+ * the list is looked at from the front each time. */
+static void start_waiting(struct node *n)
 {
-    struct hosted_rank *h = arg;
-    struct error err = *cause;
-    h->node->n_loads--;
-    if (file != NULL && !h->is_orphan && !h->is_stopping) {
-        snprintf(h->load.model_path, sizeof(h->load.model_path), "%s", file->path);
-        if (spawn_rank(h, &err) == 0) {
-            model_file_free(file);
+    struct error err = {0};
+    for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
+        if (h->is_found && h->process == NULL && !has_predecessor(h)) {
+            bool is_wanted = !h->is_stopping && !h->is_orphan && n->phase < NODE_STOPPING_RANKS;
+            if (!is_wanted)
+                error_set(&err, E_CANCELLED, "stopped before it was started");
+            if (is_wanted && spawn_rank(h, &err) == 0)
+                continue;
+            end_rank(h, err.message, false);
             return;
         }
-    }
-    model_file_free(file);
-    if (err.code == 0)
-        error_set(&err, E_CANCELLED, "stopped before it was started");
-    error_wrap(&err, err.code, "node %s", h->node->config.name);
-    log_warn("node", "rank=%u launch=%016llx cannot start: %s", h->rank,
-             (unsigned long long)h->launch, err.message);
-    end_rank(h, err.message);
-}
-
-int ranks_start_for(struct node *n, struct mesh_link *owner, const struct mesh_rank_start *m,
-                    struct error *err)
-{
-    struct message frame;
-    struct message_load load;
-    struct model_file_wanted wanted = {.has_hash = true};
-    int64_t frame_bytes = message_next(m->frame, m->frame_len, &frame, err);
-    if (frame_bytes < 0 || (size_t)frame_bytes != m->frame_len || frame.type != MESSAGE_LOAD)
-        return error_set(err, E_PROTOCOL, "RANK_START without a LOAD frame");
-    int rc = message_decode_load(&frame, &load, err);
-    if (rc != 0)
-        return rc;
-    if (load.rank != m->rank || ranks_count(n) >= LIMIT_RANKS ||
-        find_rank(n, owner, m->launch, m->rank) != NULL)
-        return error_set(err, E_PROTOCOL, "RANK_START for rank %u: out of order", m->rank);
-    /* What is this node's own business: where it listens and where its files are. */
-    snprintf(load.host, sizeof(load.host), "%s", mesh_link_local_host(owner));
-    load.cpu = -1;
-    memcpy(load.model_hash, m->model_hash, sizeof(load.model_hash));
-    memcpy(wanted.hash, m->model_hash, sizeof(wanted.hash));
-    model_file_candidates(&wanted, m->path, n->config.data_dir);
-    struct hosted_rank *h = add_rank(n, owner, m->launch, m->rank, m->n_node_ranks, &load);
-    if (h == NULL)
-        return error_set(err, E_NOMEM, "out of memory for rank %u", m->rank);
-    rc = model_file_load(n->loop, &wanted, on_file_found, h);
-    if (rc != 0) {
-        unlink_rank(h);
-        free(h);
-        return error_set(err, E_NOMEM, "out of memory for rank %u", m->rank);
-    }
-    n->n_loads++;
-    return 0;
-}
-
-void ranks_send(struct node *n, const struct mesh_link *owner, uint64_t launch, uint32_t rank,
-                struct buf *frame)
-{
-    struct hosted_rank *h = find_rank(n, owner, launch, rank);
-    if (h == NULL || h->process == NULL)
-        buf_done(frame);
-    else
-        runner_process_send(h->process, frame);
 }
 
 static void stop_rank(struct hosted_rank *h)
@@ -225,24 +196,173 @@ static void stop_rank(struct hosted_rank *h)
         runner_process_stop(h->process);
 }
 
-void ranks_stop(struct node *n, const struct mesh_link *owner, uint64_t launch, uint32_t rank)
-{
-    struct hosted_rank *h = find_rank(n, owner, launch, rank);
-    if (h != NULL)
-        stop_rank(h);
-}
-
-void ranks_drop_owner(struct node *n, const struct mesh_link *owner)
+/* Older epochs give way; a newer one, or the same from another leader, means that this order is
+ * void. */
+static int check_epoch(struct node *n, const struct rank_owner *owner, struct error *err)
 {
     for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
-        if (h->owner == owner && !h->is_orphan) {
+        if (node_id_equal(&h->owner.instance, &owner->instance) && h->owner.epoch > owner->epoch)
+            return error_set(err, E_UNAVAILABLE, "a newer placement of this instance is known");
+    for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
+        if (node_id_equal(&h->owner.instance, &owner->instance) && h->owner.epoch < owner->epoch &&
+            !h->is_stopping)
+            stop_rank(h);
+    return 0;
+}
+
+static struct hosted_rank *add_rank(struct node *n, const struct rank_owner *owner, uint32_t rank,
+                                    uint32_t n_node_ranks, const struct message_load *load)
+{
+    struct hosted_rank *h = calloc(1, sizeof(*h));
+    if (h == NULL)
+        return NULL;
+    *h = (struct hosted_rank){.next = n->ranks,
+                              .node = n,
+                              .owner = *owner,
+                              .rank = rank,
+                              .n_node_ranks = n_node_ranks,
+                              .load = *load};
+    n->ranks = h;
+    return h;
+}
+
+int ranks_start(struct node *n, const struct rank_owner *owner, uint32_t rank,
+                uint32_t n_node_ranks, const struct message_load *load, struct error *err)
+{
+    int rc = check_epoch(n, owner, err);
+    if (rc != 0)
+        return rc;
+    struct hosted_rank *h = add_rank(n, owner, rank, n_node_ranks, load);
+    if (h == NULL)
+        return error_set(err, E_NOMEM, "out of memory for rank %u", rank);
+    if (has_predecessor(h)) {
+        h->is_found = true;
+        return 0;
+    }
+    rc = spawn_rank(h, err);
+    if (rc != 0) {
+        unlink_rank(h);
+        free(h);
+        return rc;
+    }
+    h->is_found = true;
+    return 0;
+}
+
+static void on_file_found(void *arg, struct model_file *file, const struct error *cause)
+{
+    struct hosted_rank *h = arg;
+    struct node *n = h->node;
+    struct error err = *cause;
+    n->n_loads--;
+    if (file != NULL) {
+        snprintf(h->load.model_path, sizeof(h->load.model_path), "%s", file->path);
+        model_file_free(file);
+        h->is_found = true;
+        start_waiting(n);
+        node_check_stop(n);
+        return;
+    }
+    error_wrap(&err, err.code, "node %s", n->config.name);
+    log_warn("node", "rank=%u epoch=%llx cannot start: %s", h->rank,
+             (unsigned long long)h->owner.epoch, err.message);
+    end_rank(h, err.message, true);
+}
+
+/* The file, from what this node has loaded for its API, or from the disk. */
+static int find_file(struct hosted_rank *h, const struct mesh_rank_start *m)
+{
+    struct node *n = h->node;
+    struct model_file_wanted wanted = {.has_hash = true};
+    for (uint32_t i = 0; i < n->n_served; i++)
+        if (n->served[i]->file != NULL &&
+            memcmp(n->served[i]->hash, m->model_hash, sizeof(m->model_hash)) == 0) {
+            snprintf(h->load.model_path, sizeof(h->load.model_path), "%s",
+                     n->served[i]->file->path);
+            h->is_found = true;
+            start_waiting(n);
+            return 0;
+        }
+    memcpy(wanted.hash, m->model_hash, sizeof(wanted.hash));
+    model_file_candidates(&wanted, m->path, n->config.data_dir);
+    int rc = model_file_load(n->loop, &wanted, on_file_found, h);
+    if (rc == 0)
+        n->n_loads++;
+    return rc;
+}
+
+int ranks_start_for(struct node *n, struct mesh_link *link, const struct mesh_rank_start *m,
+                    struct error *err)
+{
+    struct rank_owner owner = {
+        .leader = mesh_link_hello(link)->id, .instance = m->instance, .epoch = m->epoch};
+    struct message frame;
+    struct message_load load;
+    struct error cause;
+    int64_t frame_bytes = message_next(m->frame, m->frame_len, &frame, err);
+    if (frame_bytes < 0 || (size_t)frame_bytes != m->frame_len || frame.type != MESSAGE_LOAD)
+        return error_set(err, E_PROTOCOL, "RANK_START without a LOAD frame");
+    int rc = message_decode_load(&frame, &load, err);
+    if (rc != 0)
+        return rc;
+    if (load.rank != m->rank || find_rank(n, &owner, m->rank) != NULL)
+        return error_set(err, E_PROTOCOL, "RANK_START for rank %u: out of order", m->rank);
+    /* What is this node's own business: where it listens and where its files are. */
+    snprintf(load.host, sizeof(load.host), "%s", mesh_link_local_host(link));
+    load.cpu = -1;
+    memcpy(load.model_hash, m->model_hash, sizeof(load.model_hash));
+    if (ranks_count(n) >= 2 * LIMIT_RANKS)
+        rc = error_set(&cause, E_BUSY, "node %s holds %u ranks already", n->config.name,
+                       ranks_count(n));
+    else if (n->phase >= NODE_STOPPING_RANKS)
+        rc = error_set(&cause, E_UNAVAILABLE, "node %s is stopping", n->config.name);
+    else
+        rc = check_epoch(n, &owner, &cause);
+    struct hosted_rank *h =
+        rc == 0 ? add_rank(n, &owner, m->rank, m->n_node_ranks, &load) : NULL;
+    if (rc == 0 && h == NULL)
+        rc = error_set(&cause, E_NOMEM, "out of memory for rank %u", m->rank);
+    if (rc != 0) {
+        tell_ended(n, &owner, m->rank, cause.message, false);
+        return 0;
+    }
+    if (find_file(h, m) != 0)
+        end_rank(h, "out of memory", false);
+    return 0;
+}
+
+void ranks_send(struct node *n, const struct rank_owner *owner, uint32_t rank, struct buf *frame)
+{
+    struct hosted_rank *h = find_rank(n, owner, rank);
+    if (h == NULL || h->process == NULL)
+        buf_done(frame);
+    else
+        runner_process_send(h->process, frame);
+}
+
+void ranks_stop(struct node *n, const struct rank_owner *owner, uint32_t rank)
+{
+    struct hosted_rank *h = find_rank(n, owner, rank);
+    if (h == NULL)
+        return;
+    stop_rank(h);
+    if (h->is_found && h->process == NULL)
+        end_rank(h, "stopped before it was started", false);
+}
+
+void ranks_drop_leader(struct node *n, const struct node_id *leader)
+{
+    for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
+        if (node_id_equal(&h->owner.leader, leader) && !h->is_orphan) {
             h->is_orphan = true;
             stop_rank(h);
         }
+    start_waiting(n);
 }
 
 void ranks_stop_all(struct node *n)
 {
     for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
         stop_rank(h);
+    start_waiting(n);
 }

@@ -1,9 +1,10 @@
 /*
- * Requests. A request comes from this node's API or from another node (its origin), and goes to the
- * head's runner on this node or to the node that coordinates the instance (its destination). On its
- * way it gets this node's number; the answer is given the origin's number back. Each ends with
- * exactly one DONE.
+ * Requests. Those of this node's clients are kept by the router (cluster/router.h), which sends
+ * them, again if need be, to the instance that serves their model. An instance that this node leads
+ * gets them here, from our own router or from another node's: each becomes a relay, with a number
+ * that is unique towards the head, until the head's DONE or the end of the instance.
  */
+#include "base/clock.h"
 #include "base/log.h"
 #include "node/internal.h"
 
@@ -11,108 +12,273 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What a head may have running and waiting, and as much again for other instances. */
-enum { REQUESTS_MAX = 2 * (LIMIT_REQUESTS_QUEUED + LIMIT_SLOTS) };
-
-struct request {
-    struct request *next;
-    uint64_t id;
-    struct mesh_link *origin; /* NULL: our API */
-    uint64_t origin_id;
-    struct api_generation_events events;
-    void *arg;
-    struct mesh_link *destination; /* NULL: our own instance */
-    bool is_running;               /* the head has begun with it */
-    bool is_abandoned;             /* the origin is gone: the answer goes nowhere */
+struct relay {
+    struct relay *next;
+    uint64_t id;            /* towards the head */
+    struct node_id origin;  /* whose router; ours too */
+    uint64_t attempt;       /* there */
+    struct node_id instance;
+    uint64_t epoch;
+    bool is_running;   /* the head has begun with it */
+    bool is_abandoned; /* the origin is gone: the answer goes nowhere */
 };
 
-static struct request *find_request(const struct node *n, uint64_t id)
+struct client_request { /* arg of the router's callbacks */
+    struct api_generation_events events;
+    void *arg;
+};
+
+static bool is_ours(const struct node *n, const struct node_id *id)
 {
-    for (struct request *r = n->requests; r != NULL; r = r->next)
+    return node_id_equal(id, &n->id);
+}
+
+static struct relay *find_relay(const struct node *n, uint64_t id)
+{
+    for (struct relay *r = n->relays; r != NULL; r = r->next)
         if (r->id == id)
             return r;
     return NULL;
 }
 
+static struct relay *find_relay_of(const struct node *n, const struct node_id *origin,
+                                   uint64_t attempt)
+{
+    for (struct relay *r = n->relays; r != NULL; r = r->next)
+        if (r->attempt == attempt && node_id_equal(&r->origin, origin))
+            return r;
+    return NULL;
+}
+
+static void unlink_relay(struct node *n, struct relay *r)
+{
+    for (struct relay **p = &n->relays; *p != NULL; p = &(*p)->next)
+        if (*p == r) {
+            *p = r->next;
+            break;
+        }
+}
+
 void requests_count(const struct node *n, uint32_t *ret_running, uint32_t *ret_queued)
 {
+    uint32_t sent = 0, parked = 0;
     *ret_running = *ret_queued = 0;
-    for (const struct request *r = n->requests; r != NULL; r = r->next)
+    for (const struct relay *r = n->relays; r != NULL; r = r->next)
         ++*(r->is_running ? ret_running : ret_queued);
+    /* Our own at other leaders are counted as running; at ourselves they are relays, too. */
+    router_count(n->router, &sent, &parked);
+    uint32_t own = 0;
+    for (const struct relay *r = n->relays; r != NULL; r = r->next)
+        own += is_ours(n, &r->origin) && !r->is_abandoned;
+    *ret_running += sent > own ? sent - own : 0;
+    *ret_queued += parked;
+}
+
+bool requests_are_none(const struct node *n)
+{
+    uint32_t running, queued;
+    if (n->router == NULL)
+        return true;
+    requests_count(n, &running, &queued);
+    return running + queued == 0;
+}
+
+static void count_end(struct node *n, bool is_error, bool is_cancelled)
+{
+    if (is_error)
+        n->counts.failed++;
+    else if (is_cancelled)
+        n->counts.cancelled++;
+    else
+        n->counts.completed++;
 }
 
 /* ---- towards the head ---- */
 
-static void send_to(struct node *n, struct mesh_link *destination, const struct node_id *instance,
-                    const struct message_submit *m)
+static struct rank_owner owner_of(const struct node *n, const struct relay *r)
 {
-    struct buf frame, b;
+    return (struct rank_owner){.leader = n->id, .instance = r->instance, .epoch = r->epoch};
+}
+
+/* Gives a request to the head that this node leads. */
+static int start_relay(struct node *n, const struct node_id *origin, uint64_t attempt,
+                       const struct node_id *instance, uint64_t epoch,
+                       const struct message_submit *m, struct error *err)
+{
+    const struct instance *i = instance_find(n, instance, epoch);
+    uint32_t count = 0;
+    struct buf frame;
+    if (n->phase >= NODE_STOPPING_RANKS || i == NULL || i->is_stopping ||
+        i->report.status != INSTANCE_SERVING)
+        return error_set(err, E_UNAVAILABLE, "the model is not served by node %s any more",
+                         n->config.name);
+    for (const struct relay *r = n->relays; r != NULL; r = r->next)
+        count++;
+    if (count >= ROUTER_REQUESTS_MAX)
+        return error_set(err, E_BUSY, "node %s has %u requests under way (at most %d): try later",
+                         n->config.name, count, ROUTER_REQUESTS_MAX);
+    struct relay *r = calloc(1, sizeof(*r));
+    if (r == NULL)
+        return error_set(err, E_NOMEM, "out of memory for a request");
+    *r = (struct relay){.next = n->relays,
+                        .id = ++n->relay_last,
+                        .origin = *origin,
+                        .attempt = attempt,
+                        .instance = *instance,
+                        .epoch = epoch};
+    n->relays = r;
+    struct message_submit submit = *m;
+    struct rank_owner owner = owner_of(n, r);
+    submit.request = r->id;
     buf_init(&frame, LIMIT_CONTROL_FRAME_BYTES);
-    message_encode_submit(&frame, m);
-    if (destination == NULL) {
-        ranks_send(n, NULL, n->instance->launch, 0, &frame);
-        return;
+    message_encode_submit(&frame, &submit);
+    ranks_send(n, &owner, 0, &frame);
+    return 0;
+}
+
+static void cancel_relay(struct node *n, const struct relay *r)
+{
+    struct rank_owner owner = owner_of(n, r);
+    struct buf frame;
+    buf_init(&frame, 64);
+    message_encode_cancel(&frame, r->id);
+    ranks_send(n, &owner, 0, &frame);
+}
+
+/* ---- the router's way out ---- */
+
+static bool find_place(void *self, const char *model_id, struct router_place *ret_place)
+{
+    const struct node *n = self;
+    const struct cluster_state *s = cluster_get_state(n->cluster);
+    for (uint32_t k = 0; k < s->n_instances; k++) {
+        const struct placed_instance *i = &s->instance[k];
+        const struct instance_report *r = cluster_find_report(n->cluster, &i->id);
+        const struct node_id *leader = &i->node_of_rank[0];
+        if (strcmp(i->model_id, model_id) != 0 || r == NULL || r->status != INSTANCE_SERVING)
+            continue;
+        if (!is_ours(n, leader) && mesh_find(n->mesh, leader) == NULL)
+            continue;
+        *ret_place = (struct router_place){
+            .instance = i->id, .leader = *leader, .epoch = i->epoch, .n_ctx = r->n_ctx};
+        return true;
     }
-    struct mesh_submit relay = {.instance = *instance, .frame = frame.data, .frame_len = frame.len};
+    return false;
+}
+
+static bool is_there(void *self, const struct router_place *p)
+{
+    const struct node *n = self;
+    const struct cluster_state *s = cluster_get_state(n->cluster);
+    for (uint32_t k = 0; k < s->n_instances; k++)
+        if (s->instance[k].epoch == p->epoch && node_id_equal(&s->instance[k].id, &p->instance)) {
+            const struct instance_report *r = cluster_find_report(n->cluster, &p->instance);
+            return r == NULL || r->status <= INSTANCE_SERVING;
+        }
+    return false;
+}
+
+static int send_attempt(void *self, const struct router_attempt *a)
+{
+    struct node *n = self;
+    struct message_submit m = *(const struct message_submit *)a->user;
+    m.request = a->attempt;
+    m.n_max = a->n_max;
+    m.n_tokens = a->n_tokens;
+    m.tokens = a->tokens;
+    if (is_ours(n, &a->place.leader))
+        return start_relay(n, &n->id, a->attempt, &a->place.instance, a->place.epoch, &m, NULL);
+    struct mesh_link *link = mesh_find(n->mesh, &a->place.leader);
+    struct buf frame, b;
+    if (link == NULL)
+        return E_UNAVAILABLE;
+    buf_init(&frame, LIMIT_CONTROL_FRAME_BYTES);
+    message_encode_submit(&frame, &m);
+    struct mesh_submit submit = {.instance = a->place.instance,
+                                 .epoch = a->place.epoch,
+                                 .frame = frame.data,
+                                 .frame_len = frame.len};
     buf_init(&b, LIMIT_CONTROL_FRAME_BYTES + 64);
-    mesh_encode_submit(&b, &relay);
+    mesh_encode_submit(&b, &submit);
     if (frame.error != 0)
         b.error = frame.error;
     buf_done(&frame);
-    mesh_link_send(destination, &b);
+    return mesh_link_send(link, &b);
 }
 
-static void send_cancel(struct node *n, const struct request *r)
+static void send_cancel(void *self, const struct router_place *place, uint64_t attempt)
 {
+    struct node *n = self;
+    if (is_ours(n, &place->leader)) {
+        const struct relay *r = find_relay_of(n, &n->id, attempt);
+        if (r != NULL)
+            cancel_relay(n, r);
+        return;
+    }
+    struct mesh_link *link = mesh_find(n->mesh, &place->leader);
     struct buf b;
-    buf_init(&b, 256);
-    if (r->destination != NULL) {
-        mesh_encode_cancel(&b, r->id);
-        mesh_link_send(r->destination, &b);
-    } else if (n->instance != NULL) {
-        message_encode_cancel(&b, r->id);
-        ranks_send(n, NULL, n->instance->launch, 0, &b);
-    }
+    if (link == NULL)
+        return;
+    buf_init(&b, 64);
+    mesh_encode_cancel(&b, attempt);
+    mesh_link_send(link, &b);
 }
 
-static struct request *add_request(struct node *n, struct error *err)
+static void give_tokens(void *self, void *arg, const int32_t *tokens, uint32_t n_tokens)
 {
-    uint32_t running, queued;
-    requests_count(n, &running, &queued);
-    if (running + queued >= REQUESTS_MAX) {
-        error_set(err, E_BUSY, "this node has %u requests under way (at most %d): try again later",
-                  running + queued, REQUESTS_MAX);
-        return NULL;
-    }
-    struct request *r = calloc(1, sizeof(*r));
-    if (r == NULL) {
-        error_set(err, E_NOMEM, "out of memory for a request");
-        return NULL;
-    }
-    r->id = ++n->request_last;
-    r->next = n->requests;
-    n->requests = r;
-    return r;
+    const struct client_request *c = arg;
+    (void)self;
+    if (c->events.tokens != NULL)
+        c->events.tokens(c->arg, tokens, n_tokens);
 }
 
-/* Where requests for a model go: our own instance, else another coordinator's. */
-static bool find_destination(const struct node *n, const char *model_id,
-                             struct mesh_link **ret_link, struct node_id *ret_instance)
+static void give_progress(void *self, void *arg, uint32_t n_done, uint32_t n_prompt)
 {
-    if (n->instance != NULL && n->instance->info.status == INSTANCE_SERVING &&
-        strcmp(n->instance->info.model_id, model_id) == 0) {
-        *ret_link = NULL;
-        *ret_instance = n->instance->info.id;
-        return true;
-    }
-    for (uint32_t i = 0; i < n->n_remote; i++)
-        if (n->remote[i].info->status == INSTANCE_SERVING &&
-            strcmp(n->remote[i].info->model_id, model_id) == 0) {
-            *ret_link = n->remote[i].link;
-            *ret_instance = n->remote[i].info->id;
-            return true;
-        }
-    return false;
+    const struct client_request *c = arg;
+    (void)self;
+    if (c->events.progress != NULL)
+        c->events.progress(c->arg, n_done, n_prompt);
+}
+
+static void give_done(void *self, void *arg, const struct router_done *d)
+{
+    static const enum api_finish reasons[] = {
+        [ROUTER_STOP] = API_FINISH_STOP,
+        [ROUTER_LENGTH] = API_FINISH_LENGTH,
+        [ROUTER_CANCELLED] = API_FINISH_CANCELLED,
+        [ROUTER_ERROR] = API_FINISH_ERROR,
+    };
+    struct node *n = self;
+    struct client_request *c = arg;
+    struct api_done done = {
+        .reason = reasons[d->reason],
+        .error = d->error,
+        .n_prompt = d->n_prompt,
+        .n_cached = d->n_cached,
+        .n_generated = d->n_generated,
+        .queue_ns = d->queue_ns,
+        .prefill_ns = d->prefill_ns,
+        .decode_ns = d->decode_ns,
+    };
+    count_end(n, d->reason == ROUTER_ERROR, d->reason == ROUTER_CANCELLED);
+    n->counts.repaired += d->n_repairs > 0;
+    c->events.done(c->arg, &done);
+    free(c);
+    node_check_stop(n);
+}
+
+int requests_init(struct node *n, struct error *err)
+{
+    struct router_callbacks callbacks = {
+        .self = n,
+        .find_place = find_place,
+        .send = send_attempt,
+        .send_cancel = send_cancel,
+        .tokens = give_tokens,
+        .progress = give_progress,
+        .done = give_done,
+    };
+    return router_new(&callbacks, &n->router, err);
 }
 
 int requests_submit(struct node *n, const struct api_generation *g,
@@ -120,62 +286,74 @@ int requests_submit(struct node *n, const struct api_generation *g,
                     struct error *err)
 {
     const struct served_model *served = (const struct served_model *)g->model;
-    struct mesh_link *link = NULL;
-    struct node_id instance;
     if (n->phase != NODE_RUNNING)
         return error_set(err, E_UNAVAILABLE, "this node is stopping");
-    if (served->file == NULL || !find_destination(n, served->id, &link, &instance))
+    if (served->file == NULL)
         return error_set(err, E_UNAVAILABLE, "model %s is not ready: it is loading or has failed",
                          served->id);
-    struct request *r = add_request(n, err);
-    if (r == NULL)
-        return err != NULL ? err->code : E_BUSY;
-    r->destination = link;
-    r->events = *events;
-    r->arg = arg;
-    struct message_submit m = {
-        .request = r->id,
-        .n_max = g->n_max,
-        .sampling = g->sampling,
-        .n_end = served->file->n_end,
-        .n_tokens = g->n_tokens,
+    struct message_submit *m = calloc(1, sizeof(*m));
+    struct client_request *c = calloc(1, sizeof(*c));
+    if (m == NULL || c == NULL) {
+        free(m);
+        free(c);
+        return error_set(err, E_NOMEM, "out of memory for a request");
+    }
+    *c = (struct client_request){.events = *events, .arg = arg};
+    m->sampling = g->sampling;
+    m->n_end = served->file->n_end;
+    memcpy(m->end, served->file->end, sizeof(m->end));
+    struct router_request q = {
+        .model_id = served->id,
         .tokens = g->tokens,
+        .n_tokens = g->n_tokens,
+        .n_max = g->n_max,
+        .user = m,
+        .user_len = sizeof(*m),
     };
-    memcpy(m.end, served->file->end, sizeof(m.end));
-    send_to(n, link, &instance, &m);
-    *ret_id = r->id;
-    return 0;
+    int rc = router_submit(n->router, &q, c, uv_now(n->loop), ret_id, err);
+    free(m);
+    if (rc != 0)
+        free(c);
+    return rc;
+}
+
+static void on_cancels(uv_timer_t *timer)
+{
+    struct node *n = timer->data;
+    uint32_t count = n->n_cancels;
+    uint64_t *ids = n->cancels;
+    n->cancels = NULL;
+    n->n_cancels = n->cancels_max = 0;
+    for (uint32_t i = 0; i < count; i++)
+        router_cancel(n->router, ids[i]);
+    free(ids);
 }
 
 void requests_cancel(struct node *n, uint64_t id)
 {
-    const struct request *r = find_request(n, id);
-    if (r != NULL)
-        send_cancel(n, r);
+    if (n->n_cancels == n->cancels_max) {
+        uint32_t max = n->cancels_max > 0 ? 2 * n->cancels_max : 16;
+        uint64_t *ids = realloc(n->cancels, max * sizeof(*ids));
+        if (ids == NULL)
+            return; /* it runs to its end for nobody */
+        n->cancels = ids;
+        n->cancels_max = max;
+    }
+    n->cancels[n->n_cancels++] = id;
+    uv_timer_start(&n->cancel_timer, on_cancels, 0, 0);
 }
 
-/* ---- towards the origin ---- */
+/* ---- from the head, or from another leader ---- */
 
-static void send_event(struct mesh_link *origin, struct buf *frame)
+static void take_done(struct node *n, uint64_t attempt, const struct message_done *m)
 {
-    struct buf b;
-    buf_init(&b, LIMIT_CONTROL_FRAME_BYTES);
-    mesh_encode_event(&b, frame->data, frame->len);
-    if (frame->error != 0)
-        b.error = frame->error;
-    buf_done(frame);
-    mesh_link_send(origin, &b);
-}
-
-static void give_done_to_api(const struct request *r, const struct message_done *m)
-{
-    static const enum api_finish reasons[] = {
-        [FINISH_STOP] = API_FINISH_STOP,
-        [FINISH_LENGTH] = API_FINISH_LENGTH,
-        [FINISH_CANCELLED] = API_FINISH_CANCELLED,
-        [FINISH_ERROR] = API_FINISH_ERROR,
+    static const enum router_finish reasons[] = {
+        [FINISH_STOP] = ROUTER_STOP,
+        [FINISH_LENGTH] = ROUTER_LENGTH,
+        [FINISH_CANCELLED] = ROUTER_CANCELLED,
+        [FINISH_ERROR] = ROUTER_ERROR,
     };
-    struct api_done done = {
+    struct router_done done = {
         .reason = reasons[m->reason],
         .n_prompt = m->n_prompt,
         .n_cached = m->n_cached,
@@ -186,125 +364,144 @@ static void give_done_to_api(const struct request *r, const struct message_done 
     };
     if (m->reason == FINISH_ERROR)
         error_set(&done.error, m->code, "%s", m->message);
-    r->events.done(r->arg, &done);
+    router_on_done(n->router, attempt, &done, uv_now(n->loop));
 }
 
-/* Ends a request: out of the table first, because the receiver may start another at once. */
-static void finish(struct node *n, struct request *r, const struct message_done *m)
+static void send_event(struct node *n, const struct node_id *origin, struct buf *frame)
 {
-    for (struct request **p = &n->requests; *p != NULL; p = &(*p)->next)
-        if (*p == r) {
-            *p = r->next;
-            break;
-        }
-    if (m->reason == FINISH_ERROR)
-        n->counts.failed++;
-    else if (m->reason == FINISH_CANCELLED)
-        n->counts.cancelled++;
+    struct mesh_link *link = mesh_find(n->mesh, origin);
+    struct buf b;
+    buf_init(&b, LIMIT_CONTROL_FRAME_BYTES);
+    if (link != NULL && mesh_encode_event(&b, frame->data, frame->len) == 0 && frame->error != 0)
+        b.error = frame->error;
+    buf_done(frame);
+    if (link != NULL)
+        mesh_link_send(link, &b);
     else
-        n->counts.completed++;
-    if (r->is_abandoned) {
-        /* nobody to tell */
-    } else if (r->origin != NULL) {
-        struct message_done relay = *m;
-        struct buf frame;
-        relay.request = r->origin_id;
-        buf_init(&frame, LIMIT_CONTROL_FRAME_BYTES);
-        message_encode_done(&frame, &relay);
-        send_event(r->origin, &frame);
-    } else {
-        give_done_to_api(r, m);
+        buf_done(&b);
+}
+
+static void tell_done(struct node *n, const struct node_id *origin, uint64_t attempt,
+                      const struct message_done *m)
+{
+    struct buf frame;
+    struct message_done done = *m;
+    if (is_ours(n, origin)) {
+        take_done(n, attempt, m);
+        return;
     }
+    done.request = attempt;
+    buf_init(&frame, LIMIT_CONTROL_FRAME_BYTES);
+    message_encode_done(&frame, &done);
+    send_event(n, origin, &frame);
+}
+
+static void end_relay(struct node *n, struct relay *r, const struct message_done *m)
+{
+    unlink_relay(n, r);
+    /* Those of our own clients are counted when the client has its answer. One whose instance was
+     * lost goes on elsewhere. */
+    if (!is_ours(n, &r->origin) && m->code != E_PEERLOST)
+        count_end(n, m->reason == FINISH_ERROR, m->reason == FINISH_CANCELLED);
+    if (!r->is_abandoned)
+        tell_done(n, &r->origin, r->attempt, m);
     free(r);
     node_check_stop(n);
 }
 
-static int take_done(struct node *n, const struct mesh_link *from, const struct message *m,
-                     struct error *err)
+static void relay_tokens(struct node *n, struct relay *r, struct message_tokens *m)
 {
-    struct message_done done;
-    int rc = message_decode_done(m, &done, err);
-    if (rc != 0)
-        return rc;
-    struct request *r = find_request(n, done.request);
-    if (r != NULL && r->destination == from)
-        finish(n, r, &done);
-    return 0;
+    struct buf frame;
+    r->is_running = true;
+    if (r->is_abandoned)
+        return;
+    if (is_ours(n, &r->origin)) {
+        router_on_tokens(n->router, r->attempt, m->n_before, m->tokens, m->n_tokens,
+                         uv_now(n->loop));
+        return;
+    }
+    m->request = r->attempt;
+    buf_init(&frame, LIMIT_CONTROL_FRAME_BYTES);
+    message_encode_tokens(&frame, m);
+    send_event(n, &r->origin, &frame);
 }
 
-static int take_tokens(struct node *n, const struct mesh_link *from, const struct message *m,
-                       struct error *err)
+static void relay_progress(struct node *n, struct relay *r, struct message_progress *m)
+{
+    struct buf frame;
+    r->is_running = true;
+    if (r->is_abandoned)
+        return;
+    if (is_ours(n, &r->origin)) {
+        router_on_progress(n->router, r->attempt, m->n_done, m->n_prompt);
+        return;
+    }
+    m->request = r->attempt;
+    buf_init(&frame, LIMIT_CONTROL_FRAME_BYTES);
+    message_encode_progress(&frame, m);
+    send_event(n, &r->origin, &frame);
+}
+
+int requests_on_frame(struct node *n, const struct message *m, struct error *err)
 {
     struct message_tokens tokens;
-    int rc = message_decode_tokens(m, &tokens, err);
-    if (rc != 0)
-        return rc;
-    struct request *r = find_request(n, tokens.request);
-    if (r == NULL || r->destination != from || r->is_abandoned)
-        return 0;
-    r->is_running = true;
-    if (r->origin != NULL) {
-        struct buf frame;
-        tokens.request = r->origin_id;
-        buf_init(&frame, LIMIT_CONTROL_FRAME_BYTES);
-        message_encode_tokens(&frame, &tokens);
-        send_event(r->origin, &frame);
-    } else if (r->events.tokens != NULL) {
-        r->events.tokens(r->arg, tokens.tokens, tokens.n_tokens);
-    }
-    return 0;
-}
-
-static int take_progress(struct node *n, const struct mesh_link *from, const struct message *m,
-                         struct error *err)
-{
     struct message_progress progress;
-    int rc = message_decode_progress(m, &progress, err);
-    if (rc != 0)
+    struct message_done done;
+    struct relay *r;
+    int rc;
+    switch (m->type) {
+    case MESSAGE_TOKENS:
+        rc = message_decode_tokens(m, &tokens, err);
+        if (rc == 0 && (r = find_relay(n, tokens.request)) != NULL)
+            relay_tokens(n, r, &tokens);
         return rc;
-    struct request *r = find_request(n, progress.request);
-    if (r == NULL || r->destination != from || r->is_abandoned)
-        return 0;
-    r->is_running = true;
-    if (r->origin != NULL) {
-        struct buf frame;
-        progress.request = r->origin_id;
-        buf_init(&frame, LIMIT_CONTROL_FRAME_BYTES);
-        message_encode_progress(&frame, &progress);
-        send_event(r->origin, &frame);
-    } else if (r->events.progress != NULL) {
-        r->events.progress(r->arg, progress.n_done, progress.n_prompt);
+    case MESSAGE_PROGRESS:
+        rc = message_decode_progress(m, &progress, err);
+        if (rc == 0 && (r = find_relay(n, progress.request)) != NULL)
+            relay_progress(n, r, &progress);
+        return rc;
+    case MESSAGE_DONE:
+        rc = message_decode_done(m, &done, err);
+        if (rc == 0 && (r = find_relay(n, done.request)) != NULL)
+            end_relay(n, r, &done);
+        return rc;
+    default:
+        return error_set(err, E_PROTOCOL, "message of type %d is not about a request", m->type);
     }
-    return 0;
 }
 
 int requests_on_event(struct node *n, const struct mesh_link *from, const struct message *m,
                       struct error *err)
 {
+    struct message_tokens tokens;
+    struct message_progress progress;
+    struct message_done done;
+    int rc;
+    (void)from;
     switch (m->type) {
     case MESSAGE_TOKENS:
-        return take_tokens(n, from, m, err);
+        rc = message_decode_tokens(m, &tokens, err);
+        if (rc == 0)
+            router_on_tokens(n->router, tokens.request, tokens.n_before, tokens.tokens,
+                             tokens.n_tokens, uv_now(n->loop));
+        return rc;
     case MESSAGE_PROGRESS:
-        return take_progress(n, from, m, err);
+        rc = message_decode_progress(m, &progress, err);
+        if (rc == 0)
+            router_on_progress(n->router, progress.request, progress.n_done, progress.n_prompt);
+        return rc;
     case MESSAGE_DONE:
-        return take_done(n, from, m, err);
+        rc = message_decode_done(m, &done, err);
+        if (rc == 0)
+            take_done(n, done.request, &done);
+        return rc;
     default:
         return error_set(err, E_PROTOCOL, "message of type %d is not an event of a request",
                          m->type);
     }
 }
 
-/* ---- from another node ---- */
-
-static void refuse_relayed(struct mesh_link *origin, uint64_t origin_id, const struct error *cause)
-{
-    struct message_done done = {.request = origin_id, .reason = FINISH_ERROR, .code = cause->code};
-    struct buf frame;
-    snprintf(done.message, sizeof(done.message), "%s", cause->message);
-    buf_init(&frame, LIMIT_CONTROL_FRAME_BYTES);
-    message_encode_done(&frame, &done);
-    send_event(origin, &frame);
-}
+/* ---- from another node's router ---- */
 
 int requests_take(struct node *n, struct mesh_link *origin, const struct mesh_submit *m,
                   struct error *err)
@@ -312,79 +509,85 @@ int requests_take(struct node *n, struct mesh_link *origin, const struct mesh_su
     struct message frame;
     struct message_submit submit;
     struct error cause = {0};
+    const struct node_id *id = &mesh_link_hello(origin)->id;
     int64_t frame_bytes = message_next(m->frame, m->frame_len, &frame, err);
     if (frame_bytes < 0 || (size_t)frame_bytes != m->frame_len || frame.type != MESSAGE_SUBMIT)
         return error_set(err, E_PROTOCOL, "SUBMIT without a request's frame");
     int rc = message_decode_submit(&frame, &submit, err);
     if (rc != 0)
         return rc;
-    struct instance *i = n->instance;
-    struct request *r = NULL;
-    if (n->phase != NODE_RUNNING || i == NULL || i->info.status != INSTANCE_SERVING ||
-        !node_id_equal(&i->info.id, &m->instance))
-        error_set(&cause, E_UNAVAILABLE, "the model is not served by node %s any more: try again",
-                  n->config.name);
-    else
-        r = add_request(n, &cause);
-    if (r == NULL) {
-        refuse_relayed(origin, submit.request, &cause);
-    } else {
-        r->origin = origin;
-        r->origin_id = submit.request;
-        submit.request = r->id;
-        send_to(n, NULL, NULL, &submit);
+    if (find_relay_of(n, id, submit.request) != NULL)
+        rc = error_set(err, E_PROTOCOL, "SUBMIT of a request that is under way already");
+    else if (start_relay(n, id, submit.request, &m->instance, m->epoch, &submit, &cause) != 0) {
+        struct message_done done = {
+            .request = submit.request, .reason = FINISH_ERROR, .code = cause.code};
+        snprintf(done.message, sizeof(done.message), "%s", cause.message);
+        tell_done(n, id, submit.request, &done);
     }
     free((void *)(uintptr_t)submit.tokens);
-    return 0;
+    return rc;
 }
 
-void requests_cancel_for(struct node *n, const struct mesh_link *origin, uint64_t origin_id)
+void requests_cancel_for(struct node *n, const struct mesh_link *origin, uint64_t attempt)
 {
-    for (struct request *r = n->requests; r != NULL; r = r->next)
-        if (r->origin == origin && r->origin_id == origin_id && !r->is_abandoned) {
-            send_cancel(n, r);
-            return;
-        }
+    const struct relay *r = find_relay_of(n, &mesh_link_hello(origin)->id, attempt);
+    if (r != NULL && !r->is_abandoned)
+        cancel_relay(n, r);
 }
 
-void requests_drop_origin(struct node *n, const struct mesh_link *origin)
-{
-    for (struct request *r = n->requests; r != NULL; r = r->next)
-        if (r->origin == origin && !r->is_abandoned) {
-            r->is_abandoned = true;
-            send_cancel(n, r);
-        }
-}
+/* ---- losses ---- */
 
-/* ---- ends that no head reports ---- */
-
-/* Ends each request that is there now and matches. From the front again after each one, since
- * receivers may change the list; requests that they add have higher numbers. */
-static void fail_matching(struct node *n, bool all, const struct mesh_link *destination, int code,
-                          const char *message)
+void requests_lose_instance(struct node *n, const struct instance *i, const char *reason)
 {
-    struct message_done done = {.reason = FINISH_ERROR, .code = code};
-    struct request *r = n->requests;
-    uint64_t last = n->request_last;
-    snprintf(done.message, sizeof(done.message), "%s", message);
+    struct message_done done = {.reason = FINISH_ERROR, .code = E_PEERLOST};
+    uint64_t last = n->relay_last;
+    struct relay *r = n->relays;
+    snprintf(done.message, sizeof(done.message), "%s", reason);
+    /* From the front again after each, since those who hear of it may change the list; what they
+     * add has higher numbers. */
     while (r != NULL) {
-        if ((all || r->destination == destination) && r->id <= last) {
-            done.request = r->id;
-            finish(n, r, &done);
-            r = n->requests;
+        if (r->epoch == i->placed.epoch && node_id_equal(&r->instance, &i->placed.id) &&
+            r->id <= last) {
+            end_relay(n, r, &done);
+            r = n->relays;
         } else {
             r = r->next;
         }
     }
 }
 
-void requests_fail(struct node *n, const struct mesh_link *destination, int code,
-                   const char *message)
+void requests_on_link_down(struct node *n, const struct mesh_link *link)
 {
-    fail_matching(n, false, destination, code, message);
+    const struct node_id *id = &mesh_link_hello(link)->id;
+    for (struct relay *r = n->relays; r != NULL; r = r->next)
+        if (node_id_equal(&r->origin, id) && !r->is_abandoned) {
+            r->is_abandoned = true;
+            cancel_relay(n, r);
+        }
+    router_on_node_lost(n->router, id, uv_now(n->loop));
 }
 
-void requests_fail_all(struct node *n, int code, const char *message)
+void requests_on_places(struct node *n)
 {
-    fail_matching(n, true, NULL, code, message);
+    if (n->router != NULL)
+        router_on_places(n->router, is_there, uv_now(n->loop));
+}
+
+void requests_end_all(struct node *n, int code, const char *message)
+{
+    if (n->router != NULL)
+        router_end_all(n->router, code, message);
+}
+
+void requests_done(struct node *n)
+{
+    requests_end_all(n, E_UNAVAILABLE, "the node stops");
+    while (n->relays != NULL) {
+        struct relay *r = n->relays;
+        n->relays = r->next;
+        free(r);
+    }
+    free(n->cancels);
+    router_free(n->router);
+    n->router = NULL;
 }

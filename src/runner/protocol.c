@@ -210,6 +210,7 @@ int message_encode_tokens(struct buf *b, const struct message_tokens *m)
 {
     size_t start = begin_frame(b, MESSAGE_TOKENS);
     buf_append_u64(b, m->request);
+    buf_append_u32(b, m->n_before);
     buf_append_u32(b, m->n_tokens);
     for (uint32_t i = 0; i < m->n_tokens && i < sizeof(m->tokens) / sizeof(m->tokens[0]); i++)
         buf_append_u32(b, (uint32_t)m->tokens[i]);

@@ -83,6 +83,7 @@ struct message_done {
 
 struct message_tokens {
     uint64_t request;
+    uint32_t n_before; /* tokens of this request that were sent before these */
     uint32_t n_tokens;
     int32_t tokens[256];
 };

@@ -239,6 +239,7 @@ int message_decode_tokens(const struct message *m, struct message_tokens *ret, s
     struct cursor c = begin(m);
     memset(ret, 0, sizeof(*ret));
     ret->request = cursor_u64(&c);
+    ret->n_before = cursor_u32(&c);
     ret->n_tokens = cursor_u32(&c);
     if (ret->n_tokens > sizeof(ret->tokens) / sizeof(ret->tokens[0]))
         return error_set(err, E_PROTOCOL, "tokens.n_tokens: %u, at most %zu are allowed",

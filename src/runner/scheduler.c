@@ -407,9 +407,10 @@ static void take_token(struct scheduler *s, struct slot *slot, int32_t token, ui
         free_slot(s, slot, FINISH_STOP, now_ns);
         return;
     }
+    struct message_tokens m = {
+        .request = r->submit.request, .n_before = r->n_generated, .n_tokens = 1};
     r->n_generated++;
     slot->token_last = token;
-    struct message_tokens m = {.request = r->submit.request, .n_tokens = 1};
     m.tokens[0] = token;
     s->output.tokens(s->output.arg, &m);
     if (r->n_generated == r->n_max)

@@ -18,8 +18,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if (n <= 0)
             break;
         buf_reset(&b);
-        if (sample_recode(&m, &b, &err) == 0)
-            assert(b.len == (size_t)n && memcmp(b.data, data + at, (size_t)n) == 0);
+        if (sample_recode(&m, &b, &err) == 0) {
+            /* The greeting of a later version may hold more than this one knows. */
+            bool is_later = m.type == MESH_GREETING && b.len < (size_t)n;
+            assert(is_later || (b.len == (size_t)n && memcmp(b.data, data + at, b.len) == 0));
+        }
         at += (size_t)n;
     }
     buf_done(&b);

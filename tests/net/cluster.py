@@ -89,9 +89,9 @@ def chat(api, model="smollm2", prompt=PROMPT, n_max=16):
 class Stream:
     """A streamed answer: iterates over the JSON events; close() is a client that leaves."""
 
-    def __init__(self, api, model="smollm2", prompt=PROMPT, n_max=400):
+    def __init__(self, api, model="smollm2", prompt=PROMPT, n_max=400, **more):
         self.connection = connect(api)
-        body = chat_body(model, prompt, n_max, stream=True)
+        body = chat_body(model, prompt, n_max, stream=True, stream_options={"include_usage": True}, **more)
         self.connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
         self.answer = self.connection.getresponse()
         assert self.answer.status == 200, self.answer.read()
@@ -112,6 +112,18 @@ class Stream:
             if len(pieces) == count:
                 break
         return pieces
+
+    def rest(self):
+        """(text of what still comes, finish reason, usage); an error event is an AssertionError."""
+        pieces, reason, usage = [], None, None
+        for event in self:
+            assert "error" not in event, event
+            usage = event.get("usage") or usage
+            for choice in event["choices"]:
+                pieces.append(choice["delta"].get("content") or "")
+                reason = choice["finish_reason"] or reason
+        self.close()
+        return "".join(pieces), reason, usage
 
     def close(self):
         self.answer.close()
@@ -138,12 +150,15 @@ class Cluster:
         instances = state(api or self.apis[0])["instances"]
         return {rank["rank"]: rank["pid"] for rank in instances[0]["ranks"]}
 
-    def wait_serving(self, api=None, restarts=0):
+    def wait_serving(self, api=None, restarts=0, seconds=TIMEOUT_S):
         def serving():
             instances = state(api or self.apis[0])["instances"]
             return instances and instances[0]["status"] == "serving" and instances[0]["restarts"] >= restarts
 
-        wait_for("the model is served", serving)
+        wait_for("the model is served", serving, seconds)
+
+    def pid_of(self, name):
+        return next(node["pid"] for node in self.nodes if node["name"] == name)
 
     def all_pids(self):
         return [pid for node in self.nodes for pid in [node["pid"], *(r["pid"] for r in node["runners"])]]

@@ -1,11 +1,9 @@
 """Real nodes that serve a model together: same answers for every split and from every node, and what happens when a client, a
 runner or a node goes away."""
 
-import os
 import random
 import signal
 import socket
-import time
 
 import pytest
 
@@ -91,40 +89,6 @@ def test_client_that_leaves_ends_the_work(pair):
         assert chat(api)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("asked", [0, 1])
-def test_runner_killed_in_mid_stream(pair, rank, asked):
-    restarts = state(pair.apis[0])["instances"][0]["restarts"]
-    before = chat(pair.apis[asked])
-    stream = Stream(pair.apis[asked])
-    stream.texts(3)
-    start = time.monotonic()
-    os.kill(pair.runners()[rank], signal.SIGKILL)
-    last = None
-    for last in stream:
-        pass
-    elapsed = time.monotonic() - start
-    stream.close()
-    assert "error" in last, last
-    assert "smollm2" in last["error"]["message"] or "node" in last["error"]["message"]
-    assert elapsed < 5
-    assert all(alive(pid) for pid in pair.pids)
-    pair.wait_serving(restarts=restarts + 1)
-    pair.wait_serving(pair.apis[1], restarts=restarts + 1)
-    wait_for("both APIs say that it is ready", lambda: all(get(a, "/v1/models")[1]["data"][0]["ready"] for a in pair.apis))
-    assert chat(pair.apis[asked]) == before
-
-
-def test_requests_while_the_model_restarts_are_refused(pair):
-    restarts = state(pair.apis[0])["instances"][0]["restarts"]
-    os.kill(pair.runners()[1], signal.SIGKILL)
-    wait_for("the failure is noticed", lambda: state(pair.apis[0])["instances"][0]["restarts"] > restarts, 5)
-    with pytest.raises(RuntimeError) as refused:
-        chat(pair.apis[0])
-    assert refused.value.args[0] == 503
-    pair.wait_serving(restarts=restarts + 1)
-
-
 def send_bytes(port, data):
     """Sends bytes to a port and reads until the other side closes, or says nothing for a while."""
     with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
@@ -144,9 +108,8 @@ def test_malformed_bytes_are_refused(pair):
     samples = [
         b"GET / HTTP/1.1\r\n\r\n",
         b"\xff" * 4096,
-        b"\xff\xff\xff\x7f\x80\x00\x00\x00",  # a HELLO that claims 2 GiB
-        b"\x04\x00\x00\x00\x83\x00\x00\x00\x00\x00\x00\x00",  # a state before the greeting
-        b"\x08\x00\x00\x00\x80\x00\x00\x00\x01\x00\x00\x00abcd",  # a HELLO that is cut off
+        b"\x16\x03\x01\x7f\xff" + b"\x01" * 1000,  # a TLS record that claims 32 KiB
+        b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03",  # a ClientHello that is cut off
         *(source.randbytes(source.randrange(9, 600)) for _ in range(20)),
     ]
     for sample in samples:
@@ -157,31 +120,6 @@ def test_malformed_bytes_are_refused(pair):
     assert state(pair.apis[0])["mesh_errors"]["refused"] >= refused + 15
     assert state(pair.apis[0])["instances"][0]["status"] == "serving"
     assert chat(pair.apis[0])
-
-
-def test_node_killed():
-    cluster = Cluster(3)
-    try:
-        stream = Stream(cluster.apis[0])
-        stream.texts(2)
-        victim = cluster.nodes[2]
-        start = time.monotonic()
-        os.kill(victim["pid"], signal.SIGKILL)
-        last = None
-        for last in stream:
-            pass
-        stream.close()
-        assert "error" in last and time.monotonic() - start < 8
-        cluster.wait_serving(restarts=1)
-        after = state(cluster.apis[0])
-        assert {rank["node"] for rank in after["instances"][0]["ranks"]} == {"node-1", "node-2"}
-        assert {node["name"]: node["status"] for node in after["nodes"]}["node-3"] == "lost"
-        assert chat(cluster.apis[0])
-        wait_for("its runner is gone", lambda: not alive(victim["runners"][0]["pid"]), 15)
-    finally:
-        pids = cluster.all_pids()
-        cluster.stop()
-    assert not [pid for pid in pids if alive(pid)]
 
 
 def test_children_die_with_their_parent():
@@ -196,9 +134,8 @@ def test_stop_lets_a_request_finish():
     stream = Stream(cluster.apis[0], n_max=20)
     stream.texts(2)
     cluster.process.send_signal(signal.SIGTERM)
-    events = list(stream)
-    stream.close()
-    assert events[-1]["choices"][0]["finish_reason"] in ("length", "stop"), events[-1]
+    _, reason, _ = stream.rest()
+    assert reason in ("length", "stop")
     assert cluster.stop() == 0
 
 

@@ -1,4 +1,5 @@
-/* Placement: every layer once, within each node's memory, or a refusal that gives the numbers. */
+/* The rule by memory and explicit splits: every layer once, within each node's memory, or a refusal
+ * that gives the numbers. And the bytes of ranks, against the exact shards. */
 #include "cluster/placement.h"
 
 #include "base/rng.h"
@@ -17,21 +18,38 @@ enum { NODES_MAX = 12 };
 struct fixture {
     struct builder builder;
     struct model *model;
+    struct model_shape shape;
 };
 
-static struct fixture open_model(uint32_t n_layer)
+static struct fixture open_shape(const struct builder_shape *shape)
 {
     struct fixture f = {0};
-    struct builder_shape shape = builder_tiny;
     struct gguf_file *file;
     struct error err = {0};
-    shape.n_layer = n_layer;
     builder_init(&f.builder);
-    builder_model(&f.builder, &shape);
+    builder_model(&f.builder, shape);
     if (gguf_file_parse(f.builder.file.data, f.builder.file.len, &file, &err) != 0 ||
         model_from_file(file, &f.model, &err) != 0)
         fail_msg("%s", err.message);
+    model_shape_init(&f.shape, f.model);
     return f;
+}
+
+static struct fixture open_model(uint32_t n_layer)
+{
+    struct builder_shape shape = builder_tiny;
+    shape.n_layer = n_layer;
+    return open_shape(&shape);
+}
+
+static struct placement_request request_of(const struct fixture *f, uint32_t n_nodes,
+                                           const struct placement_node *nodes)
+{
+    return (struct placement_request){.shape = &f->shape,
+                                      .model_name = "tiny",
+                                      .n_nodes = n_nodes,
+                                      .nodes = nodes,
+                                      .rule = PLACEMENT_MEMORY};
 }
 
 static void close_model(struct fixture *f)
@@ -43,7 +61,8 @@ static void close_model(struct fixture *f)
 static void name_nodes(struct placement_node *nodes, uint32_t n, uint64_t bytes_free)
 {
     for (uint32_t i = 0; i < n; i++) {
-        nodes[i] = (struct placement_node){.memory_bytes_free = bytes_free, .n_cores = 4};
+        nodes[i] =
+            (struct placement_node){.figures = {.memory_bytes_free = bytes_free, .n_cores = 4}};
         snprintf(nodes[i].name, sizeof(nodes[i].name), "node-%u", i);
     }
 }
@@ -54,16 +73,16 @@ static void check(const struct placement_request *r, const struct placement *p)
     struct error err = {0};
     uint64_t used[NODES_MAX] = {0};
     uint32_t percent = r->memory_percent_max != 0 ? r->memory_percent_max : 80;
-    if (split_check(&p->split, r->model->config.n_layer, &err) != 0)
+    if (split_check(&p->split, r->shape->n_layer, &err) != 0)
         fail_msg("%s", err.message);
-    assert_int_equal(p->node_of_rank[0], 0); /* the coordinator's own rank is the head */
     for (uint32_t i = 0; i < p->split.n_ranks; i++) {
         assert_true(p->node_of_rank[i] < r->n_nodes);
+        assert_false(r->nodes[p->node_of_rank[i]].is_excluded);
         assert_true(p->bytes_of_rank[i] > 0);
         used[p->node_of_rank[i]] += p->bytes_of_rank[i];
     }
     for (uint32_t i = 0; i < r->n_nodes; i++)
-        assert_true(used[i] <= r->nodes[i].memory_bytes_free / 100 * percent);
+        assert_true(used[i] <= r->nodes[i].figures.memory_bytes_free / 100 * percent);
 }
 
 static void test_one_node(void **state)
@@ -73,7 +92,7 @@ static void test_one_node(void **state)
     struct placement_node nodes[1];
     struct placement p;
     struct error err = {0};
-    struct placement_request r = {.model = f.model, .n_nodes = 1, .nodes = nodes};
+    struct placement_request r = request_of(&f, 1, nodes);
     name_nodes(nodes, 1, 8ull << 30);
     assert_int_equal(placement_solve(&r, &p, &err), 0);
     check(&r, &p);
@@ -90,9 +109,9 @@ static void test_by_memory(void **state)
     struct placement_node nodes[3];
     struct placement p;
     struct error err = {0};
-    struct placement_request r = {.model = f.model, .n_nodes = 3, .nodes = nodes};
+    struct placement_request r = request_of(&f, 3, nodes);
     name_nodes(nodes, 3, 1ull << 30);
-    nodes[1].memory_bytes_free *= 2;
+    nodes[1].figures.memory_bytes_free *= 2;
     assert_int_equal(placement_solve(&r, &p, &err), 0);
     check(&r, &p);
     static const uint32_t expected[] = {2, 4, 2};
@@ -109,7 +128,7 @@ static void test_more_nodes_than_layers(void **state)
     struct placement_node nodes[4];
     struct placement p;
     struct error err = {0};
-    struct placement_request r = {.model = f.model, .n_nodes = 4, .nodes = nodes};
+    struct placement_request r = request_of(&f, 4, nodes);
     name_nodes(nodes, 4, 8ull << 30);
     assert_int_equal(placement_solve(&r, &p, &err), 0);
     check(&r, &p);
@@ -124,9 +143,9 @@ static void test_node_without_memory_is_left_out(void **state)
     struct placement_node nodes[3];
     struct placement p;
     struct error err = {0};
-    struct placement_request r = {.model = f.model, .n_nodes = 3, .nodes = nodes};
+    struct placement_request r = request_of(&f, 3, nodes);
     name_nodes(nodes, 3, 8ull << 30);
-    nodes[1].memory_bytes_free = 1000;
+    nodes[1].figures.memory_bytes_free = 1000;
     assert_int_equal(placement_solve(&r, &p, &err), 0);
     check(&r, &p);
     assert_int_equal(p.split.n_ranks, 2);
@@ -141,7 +160,7 @@ static void test_explicit(void **state)
     struct placement_node nodes[3];
     struct placement p;
     struct error err = {0};
-    struct placement_request r = {.model = f.model, .n_nodes = 3, .nodes = nodes};
+    struct placement_request r = request_of(&f, 3, nodes);
     name_nodes(nodes, 3, 8ull << 30);
     static const struct {
         const char *split;
@@ -172,8 +191,9 @@ static void test_refusals(void **state)
     struct placement_node nodes[2];
     struct placement p;
     struct error err = {0};
-    struct placement_request r = {
-        .model = f.model, .n_nodes = 2, .nodes = nodes, .n_ctx = 1u << 20, .n_slots = 64};
+    struct placement_request r = request_of(&f, 2, nodes);
+    r.n_ctx = 1u << 20;
+    r.n_slots = 64;
     name_nodes(nodes, 2, 1ull << 20);
     assert_int_equal(placement_solve(&r, &p, &err), E_UNAVAILABLE);
     assert_non_null(strstr(err.message, "GiB"));
@@ -187,15 +207,106 @@ static void test_refusals(void **state)
     r.memory_percent_max = 101;
     assert_int_equal(placement_solve(&r, &p, &err), E_INVALID);
     /* A node may be filled to 100 %, the whole cluster never over 80 %. */
-    r = (struct placement_request){
-        .model = f.model, .n_nodes = 1, .nodes = nodes, .memory_percent_max = 100};
+    r = request_of(&f, 1, nodes);
+    r.memory_percent_max = 100;
     name_nodes(nodes, 1, 1ull << 40);
     assert_int_equal(placement_solve(&r, &p, &err), 0);
-    nodes[0].memory_bytes_free = p.bytes_of_rank[0] + p.bytes_of_rank[0] / 10;
+    nodes[0].figures.memory_bytes_free = p.bytes_of_rank[0] + p.bytes_of_rank[0] / 10;
     assert_int_equal(placement_solve(&r, &p, &err), E_UNAVAILABLE);
-    nodes[0].memory_bytes_free = p.bytes_of_rank[0] + p.bytes_of_rank[0] / 3;
+    nodes[0].figures.memory_bytes_free = p.bytes_of_rank[0] + p.bytes_of_rank[0] / 3;
     assert_int_equal(placement_solve(&r, &p, &err), 0);
     close_model(&f);
+}
+
+static void test_excluded_and_unlinked(void **state)
+{
+    (void)state;
+    struct fixture f = open_model(6);
+    struct placement_node nodes[4];
+    struct link_figures links[4][4];
+    struct placement p;
+    struct error err = {0};
+    struct placement_request r = request_of(&f, 4, nodes);
+    name_nodes(nodes, 4, 8ull << 30);
+    nodes[0].is_excluded = true;
+    assert_int_equal(placement_solve(&r, &p, &err), 0);
+    check(&r, &p);
+    assert_int_equal(p.split.n_ranks, 3);
+    /* Nodes 1 and 2 have no link: 3 stays with the one that has more memory. */
+    memset(links, 0, sizeof(links));
+    links[1][2].rtt_us = links[2][1].rtt_us = UINT32_MAX;
+    r.links = links[0];
+    nodes[2].figures.memory_bytes_free *= 2;
+    assert_int_equal(placement_solve(&r, &p, &err), 0);
+    check(&r, &p);
+    assert_int_equal(p.split.n_ranks, 2);
+    assert_int_equal(p.node_of_rank[0], 2);
+    assert_int_equal(p.node_of_rank[1], 3);
+    for (int i = 0; i < 4; i++)
+        nodes[i].is_excluded = true;
+    assert_int_equal(placement_solve(&r, &p, &err), E_UNAVAILABLE);
+    assert_non_null(strstr(err.message, "none of 4"));
+    close_model(&f);
+}
+
+/* Shapes like those of real models, with fewer layers and words. */
+static const struct builder_shape real_shapes[] = {
+    {"llama", 6, 576, 1536, 9, 3, 64, 8192, DTYPE_Q4_0, DTYPE_Q4_0, DTYPE_Q4_0, true, false, NULL},
+    {"gemma3", 6, 640, 2048, 4, 1, 256, 8192, DTYPE_Q4_0, DTYPE_Q4_0, DTYPE_Q4_0, true, false,
+     NULL},
+    {"llama", 5, 1024, 3072, 16, 8, 64, 4096, DTYPE_Q4_0, DTYPE_Q4_0, DTYPE_Q8_0, false, false,
+     NULL},
+    {"llama", 5, 448, 2432, 14, 2, 32, 8192, DTYPE_Q8_0, DTYPE_Q8_0, DTYPE_Q8_0, true, true, NULL},
+};
+
+/* Weights and cache of each rank against the exact shard. With a context of one token graph
+ * buffers, of which a shard knows nothing, are next to nothing. */
+static void test_bytes_agree_with_shards(void **state)
+{
+    (void)state;
+    static const char *const splits[] = {"1x1", "2x1", "4x1", "1x2", "1x3", "2x2", "1x5", "3x2"};
+    double least = 0, most = 0;
+    for (size_t i = 0; i < sizeof(real_shapes) / sizeof(real_shapes[0]); i++) {
+        struct fixture f = open_shape(&real_shapes[i]);
+        struct placement_node nodes[6];
+        struct placement_request r = request_of(&f, 6, nodes);
+        r.n_ctx = 1;
+        name_nodes(nodes, 6, 8ull << 30);
+        nodes[1].figures.memory_bytes_free *= 2;
+        nodes[3].figures.memory_bytes_free *= 3;
+        for (size_t k = 0; k < sizeof(splits) / sizeof(splits[0]); k++) {
+            struct placement p;
+            struct error err = {0};
+            r.split = splits[k];
+            assert_int_equal(placement_solve(&r, &p, &err), 0);
+            for (uint32_t rank = 0; rank < p.split.n_ranks; rank++) {
+                struct shard s;
+                assert_int_equal(shard_init(&s, f.model, &p.split, rank, &err), 0);
+                double exact =
+                    (double)(shard_weight_bytes(&s, f.model) + shard_kv_token_bytes(&s, f.model));
+                double error = ((double)p.bytes_of_rank[rank] - exact) / exact;
+                least = error < least ? error : least;
+                most = error > most ? error : most;
+                if (error < -0.04 || error > 0.06)
+                    fail_msg("shape %zu, %s, rank %u: %.0f bytes, %+.1f %% off", i, splits[k], rank,
+                             exact, 100 * error);
+                shard_done(&s);
+            }
+        }
+        close_model(&f);
+    }
+    print_message("bytes of ranks are %+.1f to %+.1f %% off\n", 100 * least, 100 * most);
+}
+
+static void test_rule_names(void **state)
+{
+    (void)state;
+    enum placement_rule rule;
+    for (int i = 0; i < PLACEMENT_RULE_COUNT; i++) {
+        assert_true(placement_rule_parse(placement_rule_name((enum placement_rule)i), &rule));
+        assert_int_equal(rule, i);
+    }
+    assert_false(placement_rule_parse("luck", &rule));
 }
 
 static uint64_t roll(uint64_t seed, uint64_t *position, uint64_t min, uint64_t max)
@@ -218,7 +329,9 @@ static void test_properties(void **state)
             struct placement p = {0}, again = {0};
             struct error err = {0};
             struct placement_request r = {
-                .model = f.model,
+                .shape = &f.shape,
+                .model_name = "tiny",
+                .rule = PLACEMENT_MEMORY,
                 .n_ctx = (uint32_t)roll(seed, &position, 0, 8192),
                 .n_slots = (uint32_t)roll(seed, &position, 0, 16),
                 .n_nodes = (uint32_t)roll(seed, &position, 1, NODES_MAX),
@@ -226,9 +339,10 @@ static void test_properties(void **state)
                 .split = splits[roll(seed, &position, 0, sizeof(splits) / sizeof(splits[0]) - 1)],
                 .memory_percent_max = (uint32_t)roll(seed, &position, 0, 100),
             };
-            name_nodes(nodes, r.n_nodes, 0);
+            name_nodes(nodes, NODES_MAX, 0);
+            nodes[roll(seed, &position, 0, NODES_MAX - 1)].is_excluded = true;
             for (uint32_t k = 0; k < r.n_nodes; k++)
-                nodes[k].memory_bytes_free = 1ull << roll(seed, &position, 10, 34);
+                nodes[k].figures.memory_bytes_free = 1ull << roll(seed, &position, 10, 34);
             int rc = placement_solve(&r, &p, &err);
             assert_int_equal(placement_solve(&r, &again, &err), rc);
             assert_memory_equal(&p, &again, sizeof(p));
@@ -255,6 +369,9 @@ int main(void)
         cmocka_unit_test(test_node_without_memory_is_left_out),
         cmocka_unit_test(test_explicit),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_excluded_and_unlinked),
+        cmocka_unit_test(test_bytes_agree_with_shards),
+        cmocka_unit_test(test_rule_names),
         cmocka_unit_test(test_properties),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { N_SAMPLES = MESH_EVENT - MESH_HELLO + 1 };
+enum { N_SAMPLES = MESH_EVENT - MESH_GREETING + 1 };
 
 static inline struct node_id sample_id(uint8_t seed)
 {
@@ -20,109 +20,76 @@ static inline struct node_id sample_id(uint8_t seed)
 
 static inline struct mesh_hello sample_hello(void)
 {
-    struct mesh_hello m = {
-        .version = MESH_PROTOCOL_VERSION,
-        .id = sample_id(1),
-        .has_secret = true,
+    return (struct mesh_hello){
         .name = "alpha \xC3\xA9",
         .api = {.host = "127.0.0.1", .port = 8420},
         .mesh = {.host = "fe80::1", .port = 65535},
+        .incarnation = 1800000000123,
         .memory_bytes_total = 1ull << 40,
         .memory_bytes_free = 12345678901,
         .n_cores = 64,
     };
-    memset(m.nonce, 0xA5, sizeof(m.nonce));
-    return m;
 }
 
-static inline void fill_instance(struct instance_info *i, uint8_t seed, uint32_t n_ranks)
+static inline int sample_encode_trust(struct buf *b)
 {
-    memset(i, 0, sizeof(*i));
-    i->id = sample_id(seed);
-    i->coordinator = sample_id((uint8_t)(seed + 1));
-    snprintf(i->model_id, sizeof(i->model_id), "model-%u", seed);
-    snprintf(i->path, sizeof(i->path), "/models/model-%u.gguf", seed);
-    memset(i->model_hash, seed, sizeof(i->model_hash));
-    i->status = INSTANCE_SERVING;
-    snprintf(i->error, sizeof(i->error), "rank 1: ended");
-    snprintf(i->split, sizeof(i->split), "%ux1", n_ranks);
-    i->n_ctx = 4096;
-    i->n_slots = 4;
-    i->n_restarts = 3;
-    i->created_s = 1800000000;
-    i->n_ranks = n_ranks;
-    for (uint32_t r = 0; r < n_ranks; r++)
-        i->rank[r] = (struct rank_info){
-            .node = sample_id((uint8_t)(seed + r)),
-            .status = RANK_READY,
-            .stage = r,
-            .layers = {10 * r, 10 * r + 10},
-            .kv_heads = {0, 3},
-            .weight_bytes = 1ull << (20 + r % 20),
-            .kv_bytes = 99,
-            .pid = 1000 + r,
-        };
+    struct mesh_trust_entry entries[3] = {
+        {.key = {1, 2, 3},
+         .id = sample_id(1),
+         .name = "alpha",
+         .address = {.host = "192.0.2.1", .port = 8421}},
+        {.is_temporary = true, .key = {4}, .id = sample_id(2), .name = ""},
+        {.is_revoked = true, .id = sample_id(3), .name = "gone"},
+    };
+    struct mesh_trust t = {.n_entries = 3, .entries = entries};
+    return mesh_encode_trust(b, &t);
 }
 
 /* Appends the sample of this type. */
 static inline int sample_encode(struct buf *b, enum mesh_type type)
 {
     static const char frame[] = "a frame of a runner, not looked at here";
-    static struct instance_info instances[2];
-    static struct node_info nodes[2];
     struct mesh_hello hello = sample_hello();
     switch (type) {
+#define SAMPLE(TYPE, kind, ...)                                                                    \
+    case TYPE: {                                                                                   \
+        struct mesh_##kind m = {__VA_ARGS__};                                                      \
+        return mesh_encode_##kind(b, &m);                                                          \
+    }
+        SAMPLE(MESH_GREETING, greeting, .version = 2, .version_min = 2, .is_trusting = true,
+               .has_secret = true, .is_newcomer = true)
+        SAMPLE(MESH_PROOF, proof, .mac = {1, 2, 3})
+        SAMPLE(MESH_JOIN_COMMIT, join_commit, .name = "beta", .cluster_tag = {7}, .commit = {8, 9})
+        SAMPLE(MESH_JOIN_REVEAL, join_reveal, .nonce = {0xff})
+        SAMPLE(MESH_BULK, bulk, .burst = 3, .is_last = true, .data = frame, .len = sizeof(frame))
+        SAMPLE(MESH_BULK_ACK, bulk_ack, .burst = 3, .bytes = 983040, .ns = 123456789)
+        SAMPLE(MESH_RANK_START, rank_start, .instance = sample_id(4), .epoch = 0x0123456789abcdef,
+               .rank = 63, .n_node_ranks = 2, .model_hash = {9}, .path = "/models/a b.gguf",
+               .frame = frame, .frame_len = sizeof(frame))
+        SAMPLE(MESH_RANK_FRAME, rank_frame, .instance = sample_id(4), .epoch = 1, .rank = 1,
+               .frame = frame, .frame_len = sizeof(frame))
+        SAMPLE(MESH_RANK_STOP, rank_stop, .instance = sample_id(4), .epoch = 42, .rank = 7)
+        SAMPLE(MESH_RANK_ENDED, rank_ended, .instance = sample_id(4), .epoch = 42, .rank = 7,
+               .is_node_unfit = true, .reason = "signal 9")
+        SAMPLE(MESH_SUBMIT, submit, .instance = sample_id(5), .epoch = 6, .frame = frame,
+               .frame_len = sizeof(frame))
+#undef SAMPLE
+    case MESH_REFUSED:
+        return mesh_encode_refused(b, 5);
+    case MESH_JOIN_APPROVE:
+        return mesh_encode_join_approve(b);
+    case MESH_JOIN_ACCEPT:
+        return mesh_encode_join_accept(b);
     case MESH_HELLO:
         return mesh_encode_hello(b, &hello);
-    case MESH_PROOF: {
-        struct mesh_proof m = {.mac = {1, 2, 3}};
-        return mesh_encode_proof(b, &m);
-    }
-    case MESH_HEARTBEAT: {
-        struct mesh_heartbeat m = {.memory_bytes_free = 77, .n_running = 5, .is_stopping = true};
-        return mesh_encode_heartbeat(b, &m);
-    }
-    case MESH_STATE: {
-        struct mesh_state m = {
-            .n_nodes = 2, .nodes = nodes, .n_instances = 2, .instances = instances};
-        fill_instance(&instances[0], 3, 2);
-        fill_instance(&instances[1], 9, LIMIT_RANKS);
-        for (int i = 0; i < 2; i++)
-            nodes[i] = (struct node_info){.id = hello.id,
-                                          .api = hello.api,
-                                          .mesh = hello.mesh,
-                                          .name = "beta",
-                                          .memory_bytes_total = 5,
-                                          .memory_bytes_free = 4,
-                                          .n_cores = 3};
-        return mesh_encode_state(b, &m);
-    }
-    case MESH_RANK_START: {
-        struct mesh_rank_start m = {.launch = 0x0123456789abcdef,
-                                    .rank = 63,
-                                    .n_node_ranks = 2,
-                                    .model_hash = {9},
-                                    .path = "/models/a b.gguf",
-                                    .frame = frame,
-                                    .frame_len = sizeof(frame)};
-        return mesh_encode_rank_start(b, &m);
-    }
-    case MESH_RANK_FRAME: {
-        struct mesh_rank_frame m = {
-            .launch = 1, .rank = 1, .frame = frame, .frame_len = sizeof(frame)};
-        return mesh_encode_rank_frame(b, &m);
-    }
-    case MESH_RANK_STOP:
-        return mesh_encode_rank_stop(b, 42, 7);
-    case MESH_RANK_ENDED: {
-        struct mesh_rank_ended m = {.launch = 42, .rank = 7, .reason = "signal 9"};
-        return mesh_encode_rank_ended(b, &m);
-    }
-    case MESH_SUBMIT: {
-        struct mesh_submit m = {
-            .instance = sample_id(5), .frame = frame, .frame_len = sizeof(frame)};
-        return mesh_encode_submit(b, &m);
-    }
+    case MESH_TRUST:
+        return sample_encode_trust(b);
+    case MESH_PING:
+        return mesh_encode_ping(b, 1);
+    case MESH_PONG:
+        return mesh_encode_pong(b, UINT64_MAX);
+    case MESH_CLUSTER:
+        return mesh_encode_cluster(b, frame, sizeof(frame));
     case MESH_CANCEL:
         return mesh_encode_cancel(b, UINT64_MAX);
     case MESH_EVENT:
@@ -134,8 +101,9 @@ static inline int sample_encode(struct buf *b, enum mesh_type type)
 /* Decodes a frame of any type and writes it again. Returns 0 when it was accepted. */
 static inline int sample_recode(const struct mesh_message *m, struct buf *b, struct error *err)
 {
+    struct mesh_trust trust;
     uint64_t number;
-    uint32_t rank;
+    uint8_t kind;
     size_t len;
     const void *frame;
     int rc = E_PROTOCOL;
@@ -146,26 +114,44 @@ static inline int sample_recode(const struct mesh_message *m, struct buf *b, str
         rc = mesh_decode_##name(m, &v, err);                                                       \
         return rc != 0 ? rc : mesh_encode_##name(b, &v);                                           \
     }
-        RECODE(MESH_HELLO, hello)
+        RECODE(MESH_GREETING, greeting)
         RECODE(MESH_PROOF, proof)
-        RECODE(MESH_HEARTBEAT, heartbeat)
+        RECODE(MESH_JOIN_COMMIT, join_commit)
+        RECODE(MESH_JOIN_REVEAL, join_reveal)
+        RECODE(MESH_HELLO, hello)
+        RECODE(MESH_BULK, bulk)
+        RECODE(MESH_BULK_ACK, bulk_ack)
         RECODE(MESH_RANK_START, rank_start)
         RECODE(MESH_RANK_FRAME, rank_frame)
+        RECODE(MESH_RANK_STOP, rank_stop)
         RECODE(MESH_RANK_ENDED, rank_ended)
         RECODE(MESH_SUBMIT, submit)
 #undef RECODE
-    case MESH_STATE: {
-        struct mesh_state s;
-        rc = mesh_decode_state(m, &s, err);
+    case MESH_REFUSED:
+        rc = mesh_decode_refused(m, &kind, err);
+        return rc != 0 ? rc : mesh_encode_refused(b, kind);
+    case MESH_JOIN_APPROVE:
+    case MESH_JOIN_ACCEPT:
+        rc = mesh_decode_empty(m, err);
         if (rc != 0)
             return rc;
-        rc = mesh_encode_state(b, &s);
-        mesh_state_done(&s);
+        return m->type == MESH_JOIN_APPROVE ? mesh_encode_join_approve(b)
+                                            : mesh_encode_join_accept(b);
+    case MESH_TRUST:
+        rc = mesh_decode_trust(m, &trust, err);
+        if (rc != 0)
+            return rc;
+        rc = mesh_encode_trust(b, &trust);
+        mesh_trust_done(&trust);
         return rc;
-    }
-    case MESH_RANK_STOP:
-        rc = mesh_decode_rank_stop(m, &number, &rank, err);
-        return rc != 0 ? rc : mesh_encode_rank_stop(b, number, rank);
+    case MESH_PING:
+    case MESH_PONG:
+        rc = mesh_decode_number(m, &number, err);
+        if (rc != 0)
+            return rc;
+        return m->type == MESH_PING ? mesh_encode_ping(b, number) : mesh_encode_pong(b, number);
+    case MESH_CLUSTER: /* any bytes, up to the encoder's bound */
+        return mesh_encode_cluster(b, m->payload, m->len);
     case MESH_CANCEL:
         rc = mesh_decode_cancel(m, &number, err);
         return rc != 0 ? rc : mesh_encode_cancel(b, number);

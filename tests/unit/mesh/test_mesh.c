@@ -1,153 +1,49 @@
-/* Meshes that talk to each other over loopback, all on one loop. */
-#include "mesh/mesh.h"
-
+/* Links between members: who is one already, what they carry, how they end and begin again. */
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #include <cmocka.h>
 
-enum { TIMEOUT_MS = 20000 };
+#include "mesh/world.h"
 
-struct side { /* one mesh and what it has seen */
-    struct mesh *mesh;
-    struct mesh_link *link; /* the one that is up */
-    int n_up, n_down, n_messages;
-    char reason[256];
-    size_t bytes;
-};
-
-struct world {
-    uv_loop_t loop;
-    uv_timer_t timer; /* the test's own end */
-    bool is_late;
-    struct side side[3];
-    struct mesh_address address[3];
-};
-
-static void on_up(void *self, struct mesh_link *link)
+/* Two members, the second dials the first. */
+static void open_pair(struct world *w)
 {
-    struct side *s = self;
-    s->n_up++;
-    s->link = link;
+    trust_each_other(w, 0, 1);
+    open_side(w, 0, (struct side_options){0});
+    open_side(w, 1, (struct side_options){.peer = 1});
+    RUN_UNTIL(w, w->side[0].link != NULL && w->side[1].link != NULL);
 }
 
-static void on_down(void *self, struct mesh_link *link, const char *reason)
-{
-    struct side *s = self;
-    s->n_down++;
-    if (s->link == link)
-        s->link = NULL;
-    snprintf(s->reason, sizeof(s->reason), "%s", reason);
-}
-
-static int on_message(void *self, struct mesh_link *link, const struct mesh_message *m,
-                      struct error *err)
-{
-    struct side *s = self;
-    (void)link;
-    s->n_messages++;
-    s->bytes += m->len;
-    return m->type == MESH_RANK_STOP ? error_set(err, E_PROTOCOL, "not that one") : 0;
-}
-
-static void on_heartbeat(void *self, struct mesh_heartbeat *ret)
-{
-    (void)self;
-    ret->memory_bytes_free = 1234;
-}
-
-static void open_side(struct world *w, int index, uint8_t id, const char *secret,
-                      const struct mesh_address *peer)
-{
-    struct error err = {0};
-    struct side *s = &w->side[index];
-    struct mesh_options o = {
-        .listen = {.host = "127.0.0.1"},
-        .n_peers = peer != NULL,
-        .peers = peer,
-        .secret = secret,
-        .secret_len = secret != NULL ? strlen(secret) : 0,
-        .self = {.id = {{id}}, .n_cores = 1},
-    };
-    struct mesh_events events = {.self = s,
-                                 .link_up = on_up,
-                                 .link_down = on_down,
-                                 .message = on_message,
-                                 .heartbeat = on_heartbeat};
-    snprintf(o.self.name, sizeof(o.self.name), "side-%d", index);
-    if (mesh_open(&w->loop, &o, &events, &s->mesh, &err) != 0)
-        fail_msg("%s", err.message);
-    snprintf(w->address[index].host, sizeof(w->address[index].host), "127.0.0.1");
-    w->address[index].port = mesh_port(s->mesh);
-}
-
-static void on_late(uv_timer_t *timer)
-{
-    struct world *w = timer->data;
-    w->is_late = true;
-}
-
-/* Turns the loop until the condition holds. */
-#define RUN_UNTIL(w, condition)                                                                    \
-    do {                                                                                           \
-        uv_timer_start(&(w)->timer, on_late, TIMEOUT_MS, 0);                                       \
-        (w)->is_late = false;                                                                      \
-        while (!(condition) && !(w)->is_late)                                                      \
-            uv_run(&(w)->loop, UV_RUN_ONCE);                                                       \
-        if (!(condition))                                                                          \
-            fail_msg("not in time: %s", #condition);                                               \
-    } while (0)
-
-static int set_up(void **state)
-{
-    struct world *w = calloc(1, sizeof(*w));
-    if (w == NULL || uv_loop_init(&w->loop) != 0)
-        return -1;
-    uv_timer_init(&w->loop, &w->timer);
-    w->timer.data = w;
-    *state = w;
-    return 0;
-}
-
-static int tear_down(void **state)
+static void test_members(void **state)
 {
     struct world *w = *state;
-    for (int i = 0; i < 3; i++)
-        if (w->side[i].mesh != NULL)
-            mesh_close(w->side[i].mesh, NULL, NULL);
-    uv_close((uv_handle_t *)&w->timer, NULL);
-    uv_run(&w->loop, UV_RUN_DEFAULT);
-    int rc = uv_loop_close(&w->loop);
-    free(w);
-    return rc;
-}
-
-static void test_link_and_heartbeat(void **state)
-{
-    struct world *w = *state;
-    open_side(w, 0, 1, NULL, NULL);
-    open_side(w, 1, 2, NULL, &w->address[0]);
+    trust_each_other(w, 0, 1);
+    open_side(w, 0, (struct side_options){0});
+    open_side(w, 1, (struct side_options){.peer = 1});
     assert_int_equal(mesh_n_missing(w->side[1].mesh), 1);
     RUN_UNTIL(w, w->side[0].link != NULL && w->side[1].link != NULL);
     assert_int_equal(mesh_n_missing(w->side[1].mesh), 0);
-    assert_string_equal(mesh_link_hello(w->side[0].link)->name, "side-1");
+    const struct mesh_hello *hello = mesh_link_hello(w->side[0].link);
+    assert_string_equal(hello->name, "side-1");
+    assert_int_equal(hello->incarnation, 8);
+    assert_int_equal(hello->version, MESH_PROTOCOL_VERSION);
+    assert_true(node_id_equal(&hello->id, mesh_identity_id(w->side[1].identity)));
     assert_string_equal(mesh_link_local_host(w->side[0].link), "127.0.0.1");
-    assert_int_equal(mesh_link_hello(w->side[1].link)->mesh.port, w->address[0].port);
-    struct node_id id = {{1}};
-    assert_ptr_equal(mesh_find(w->side[1].mesh, &id), w->side[1].link);
-    RUN_UNTIL(w, mesh_link_heartbeat(w->side[0].link)->memory_bytes_free == 1234);
+    assert_int_equal(mesh_link_hello(w->side[1].link)->mesh.port, w->side[0].address.port);
+    assert_ptr_equal(mesh_find(w->side[1].mesh, &w->side[0].identity->id), w->side[1].link);
+    assert_ptr_equal(mesh_link_at(w->side[1].mesh, 0), w->side[1].link);
+    assert_null(mesh_link_at(w->side[1].mesh, 1));
 }
 
-/* A message of many megabytes arrives whole. */
+/* A message of many megabytes arrives whole, and small ones in order behind it. */
 static void test_large_message(void **state)
 {
     struct world *w = *state;
     size_t len = 8u << 20;
-    open_side(w, 0, 1, NULL, NULL);
-    open_side(w, 1, 2, NULL, &w->address[0]);
-    RUN_UNTIL(w, w->side[0].link != NULL && w->side[1].link != NULL);
+    open_pair(w);
     char *frame = calloc(1, len);
     struct buf b;
     assert_non_null(frame);
@@ -155,23 +51,45 @@ static void test_large_message(void **state)
     mesh_encode_event(&b, frame, len);
     free(frame);
     assert_int_equal(mesh_link_send(w->side[1].link, &b), 0);
-    RUN_UNTIL(w, w->side[0].n_messages == 1);
-    assert_int_equal(w->side[0].bytes, len + 4);
+    for (int i = 0; i < 100; i++)
+        assert_int_equal(mesh_send_cluster(w->side[1].link, "abc", 3), 0);
+    RUN_UNTIL(w, w->side[0].n_messages == 101);
+    assert_int_equal(w->side[0].bytes, len + 4 + 300);
+    RUN_UNTIL(w, mesh_link_queued_bytes(w->side[1].link) == 0);
+}
+
+/* Who does not read is let go before memory is. */
+static void test_slow_reader(void **state)
+{
+    struct world *w = *state;
+    int rc = 0;
+    open_pair(w);
+    char *frame = calloc(1, 16u << 20);
+    assert_non_null(frame);
+    for (int i = 0; i < 10 && rc == 0; i++) {
+        struct buf b;
+        buf_init(&b, LIMIT_CONTROL_FRAME_BYTES);
+        mesh_encode_event(&b, frame, 16u << 20);
+        rc = mesh_link_send(w->side[1].link, &b); /* the loop does not turn: nothing is read */
+    }
+    free(frame);
+    assert_int_equal(rc, E_LIMIT);
+    RUN_UNTIL(w, w->side[1].n_down == 1 && w->side[0].n_down == 1);
+    assert_non_null(strstr(w->side[1].reason, "slowly"));
+    assert_false(w->side[1].is_closed);
 }
 
 /* Both dial each other: in the end there is one link, and both sides mean the same one. */
 static void test_mutual_dial(void **state)
 {
     struct world *w = *state;
-    open_side(w, 0, 9, NULL, NULL);
-    open_side(w, 1, 2, NULL, &w->address[0]);
-    struct node_id other = {{2}};
-    mesh_learn(w->side[0].mesh, &other, &w->address[1]);
+    trust_each_other(w, 0, 1);
+    open_side(w, 0, (struct side_options){0});
+    open_side(w, 1, (struct side_options){.peer = 1});
+    mesh_learn(w->side[0].mesh, &w->side[1].identity->id, &w->side[1].address);
     RUN_UNTIL(w, w->side[0].link != NULL && w->side[1].link != NULL);
-    struct buf b;
-    buf_init(&b, 1024);
-    mesh_encode_cancel(&b, 1);
-    mesh_link_send(w->side[0].link, &b);
+    run_ms(w, 1500);
+    mesh_send_cluster(w->side[0].link, "x", 1);
     RUN_UNTIL(w, w->side[1].n_messages == 1);
     assert_int_equal(w->side[0].n_up - w->side[0].n_down, 1);
     assert_int_equal(w->side[1].n_up - w->side[1].n_down, 1);
@@ -180,103 +98,144 @@ static void test_mutual_dial(void **state)
 static void test_dials_again(void **state)
 {
     struct world *w = *state;
-    open_side(w, 0, 1, NULL, NULL);
-    open_side(w, 1, 2, NULL, &w->address[0]);
-    RUN_UNTIL(w, w->side[0].link != NULL && w->side[1].link != NULL);
+    open_pair(w);
     mesh_link_close(w->side[0].link, "a test");
     RUN_UNTIL(w, w->side[0].n_down == 1 && w->side[1].n_down == 1);
     assert_string_equal(w->side[0].reason, "a test");
+    assert_false(w->side[0].is_closed);
+    assert_true(w->side[1].is_closed);
     RUN_UNTIL(w, w->side[0].n_up == 2 && w->side[1].n_up == 2);
+}
+
+/* A node that comes back is linked again, though nobody was told its address: it is remembered. */
+static void test_addresses_are_remembered(void **state)
+{
+    struct world *w = *state;
+    open_pair(w);
+    run_ms(w, 600);
+    close_side(w, 1);
+    RUN_UNTIL(w, w->side[0].n_down == 1);
+    assert_true(w->side[0].is_closed);
+    w->side[1].address.port = 0; /* elsewhere: only it can find the other now */
+    open_side(w, 1, (struct side_options){0});
+    RUN_UNTIL(w, w->side[0].n_up == 2 && w->side[1].n_up == 2);
+    assert_non_null(strstr(trusted_text(w, 1), "127.0.0.1:"));
 }
 
 static void test_message_that_is_refused_closes_the_link(void **state)
 {
     struct world *w = *state;
+    struct mesh_rank_stop stop = {.epoch = 1, .rank = 1};
     struct mesh_stats stats;
     struct buf b;
-    open_side(w, 0, 1, NULL, NULL);
-    open_side(w, 1, 2, NULL, &w->address[0]);
-    RUN_UNTIL(w, w->side[0].link != NULL && w->side[1].link != NULL);
+    open_pair(w);
     buf_init(&b, 1024);
-    mesh_encode_rank_stop(&b, 1, 1);
+    mesh_encode_rank_stop(&b, &stop);
     mesh_link_send(w->side[1].link, &b);
     RUN_UNTIL(w, w->side[0].n_down == 1);
     assert_string_equal(w->side[0].reason, "not that one");
     mesh_get_stats(w->side[0].mesh, &stats);
     assert_int_equal(stats.n_malformed, 1);
+    assert_int_equal(stats.n_refused, 0);
+}
+
+static void test_cluster_message_has_a_limit(void **state)
+{
+    struct world *w = *state;
+    char *data = calloc(1, MESH_CLUSTER_BYTES_MAX + 1);
+    assert_non_null(data);
+    open_pair(w);
+    assert_int_equal(mesh_send_cluster(w->side[1].link, data, MESH_CLUSTER_BYTES_MAX), 0);
+    RUN_UNTIL(w, w->side[0].bytes == MESH_CLUSTER_BYTES_MAX);
+    assert_int_equal(mesh_send_cluster(w->side[1].link, data, MESH_CLUSTER_BYTES_MAX + 1), E_LIMIT);
+    RUN_UNTIL(w, w->side[1].n_down == 1);
+    free(data);
 }
 
 static void test_same_secret(void **state)
 {
     struct world *w = *state;
-    open_side(w, 0, 1, "correct horse battery", NULL);
-    open_side(w, 1, 2, "correct horse battery", &w->address[0]);
-    RUN_UNTIL(w, w->side[0].link != NULL && w->side[1].link != NULL);
+    open_side(w, 0, (struct side_options){.secret = "correct horse battery"});
+    open_side(w, 1, (struct side_options){.secret = "correct horse battery", .peer = 1});
+    RUN_UNTIL(w, are_linked(w, 0, 1));
+    assert_true(mesh_is_trusted(w->side[0].mesh, &w->side[1].identity->id));
+    run_ms(w, 300);
+    assert_string_equal(trusted_text(w, 0), ""); /* only while the process lives */
 }
 
-static uint64_t n_refused(const struct side *s)
-{
-    struct mesh_stats stats;
-    mesh_get_stats(s->mesh, &stats);
-    return stats.n_refused;
-}
-
-static void test_another_secret(void **state)
+/* Three nodes that know only one of them: all pairs are linked. */
+static void test_members_tell_each_other(void **state)
 {
     struct world *w = *state;
-    open_side(w, 0, 1, "correct horse battery", NULL);
-    open_side(w, 1, 2, "correct horse buttery", &w->address[0]);
-    RUN_UNTIL(w, n_refused(&w->side[0]) >= 2);
-    assert_int_equal(w->side[0].n_up + w->side[1].n_up, 0);
+    open_side(w, 0, (struct side_options){.secret = "correct horse battery"});
+    open_side(w, 1, (struct side_options){.secret = "correct horse battery", .peer = 1});
+    open_side(w, 2, (struct side_options){.secret = "correct horse battery", .peer = 1});
+    RUN_UNTIL(w, are_linked(w, 0, 1) && are_linked(w, 0, 2) && are_linked(w, 1, 2));
 }
 
-static void test_no_secret(void **state)
+static void test_figures(void **state)
 {
     struct world *w = *state;
-    open_side(w, 0, 1, "correct horse battery", NULL);
-    open_side(w, 1, 2, NULL, &w->address[0]);
-    RUN_UNTIL(w, n_refused(&w->side[0]) >= 2);
-    assert_int_equal(w->side[0].n_up, 0);
+    open_pair(w);
+    RUN_UNTIL(w, w->side[0].figures.rtt_us > 0 && w->side[1].figures.rtt_us > 0);
+    assert_true(w->side[0].figures.rtt_us < 100000);
+    RUN_UNTIL(w, w->side[0].figures.mbit_s > 0 && w->side[1].figures.mbit_s > 0);
+    assert_true(mesh_link_figures(w->side[0].link)->mbit_s > 10);
+    assert_int_equal(w->side[0].n_messages, 0); /* they are the mesh's own business */
 }
 
 /* Its own address is no peer: it is dialled once and then left alone. */
 static void test_self(void **state)
 {
     struct world *w = *state;
-    struct error err = {0};
-    open_side(w, 0, 1, NULL, NULL);
-    open_side(w, 1, 1, NULL, &w->address[0]); /* the same id */
-    RUN_UNTIL(w, mesh_n_missing(w->side[1].mesh) == 0);
-    assert_int_equal(w->side[0].n_up + w->side[1].n_up, 0);
-    (void)err;
+    open_side(w, 0, (struct side_options){0});
+    close_side(w, 0);
+    open_side(w, 0, (struct side_options){.peer = 1});
+    RUN_UNTIL(w, mesh_n_missing(w->side[0].mesh) == 0);
+    assert_int_equal(w->side[0].n_up, 0);
 }
 
 static void test_address_in_use(void **state)
 {
     struct world *w = *state;
     struct error err = {0};
-    struct mesh *second = NULL;
-    open_side(w, 0, 1, NULL, NULL);
-    struct mesh_options o = {.listen = w->address[0], .self = {.id = {{2}}}};
-    struct mesh_events events = {.self = &w->side[1], .heartbeat = on_heartbeat};
-    assert_int_equal(mesh_open(&w->loop, &o, &events, &second, &err), UV_EADDRINUSE);
+    open_side(w, 0, (struct side_options){0});
+    w->side[1].address = w->side[0].address;
+    assert_int_equal(try_open(w, 1, (struct side_options){0}, &err), UV_EADDRINUSE);
     assert_non_null(strstr(err.message, "127.0.0.1"));
+}
+
+static void test_broken_file(void **state)
+{
+    struct world *w = *state;
+    struct error err = {0};
+    char path[128];
+    FILE *f = fopen(side_path(&w->side[0], "trusted", path), "w");
+    assert_non_null(f);
+    fputs("# hello\n\nfriend 12\n", f);
+    fclose(f);
+    assert_int_equal(try_open(w, 0, (struct side_options){0}, &err), E_FORMAT);
+    assert_non_null(strstr(err.message, "/trusted:3: "));
 }
 
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(test_link_and_heartbeat),
+        TEST(test_members),
         TEST(test_large_message),
+        TEST(test_slow_reader),
         TEST(test_mutual_dial),
         TEST(test_dials_again),
+        TEST(test_addresses_are_remembered),
         TEST(test_message_that_is_refused_closes_the_link),
+        TEST(test_cluster_message_has_a_limit),
         TEST(test_same_secret),
-        TEST(test_another_secret),
-        TEST(test_no_secret),
+        TEST(test_members_tell_each_other),
+        TEST(test_figures),
         TEST(test_self),
         TEST(test_address_in_use),
+        TEST(test_broken_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
