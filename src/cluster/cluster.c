@@ -280,7 +280,7 @@ static int dispatch(struct cluster *c, struct peer *p, const struct message_head
         break;
     case CLUSTER_MERGE:
         if ((rc = message_get_merge(cursor, &number, c->incoming, err)) == 0 && HEARD)
-            rc = election_on_merge(c, p, number, err);
+            election_on_merge(c, p, number);
         break;
     case CLUSTER_ASK:
         if ((rc = message_get_ask(cursor, &m.ask, err)) == 0 && HEARD)

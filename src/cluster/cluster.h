@@ -20,6 +20,10 @@
  * orders of people are merged by their stamps; instances of the other group that the winner lacks
  * are adopted, the others stopped.
  *
+ * Within one process the claim of cluster_get_state never becomes smaller: the coordinator counts
+ * its own on, everybody else replaces the whole state only by one with a greater claim. A process
+ * that starts from what was saved begins with version 0 of the saved term, without instances.
+ *
  * Thread: one.
  */
 #ifndef SHOAL_CLUSTER_CLUSTER_H

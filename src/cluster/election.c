@@ -219,10 +219,9 @@ static void send_pending(struct cluster *c)
     cluster_send(c, &to->member.id);
 }
 
-int election_on_merge(struct cluster *c, struct peer *p, uint32_t hops, struct error *err)
+void election_on_merge(struct cluster *c, struct peer *p, uint32_t hops)
 {
     struct peer *to = election_route(c);
-    (void)err;
     if (c->is_coordinator) {
         if (merge_state(c, c->incoming)) {
             election_bump(c);
@@ -233,7 +232,6 @@ int election_on_merge(struct cluster *c, struct peer *p, uint32_t hops, struct e
         message_put_merge(cluster_begin(c), c->incarnation, hops + 1, c->incoming);
         cluster_send(c, &to->member.id);
     }
-    return 0;
 }
 
 /* ---- following ---- */

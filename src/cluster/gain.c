@@ -51,7 +51,7 @@ static void consider_gain(struct cluster *c, struct desired_model *m, struct wor
         placement_price(&p.request, &now);
         bool is_known = fresh.decode_tok_s > 0 && now.decode_tok_s > 0;
         bool is_gain =
-            is_known && m->rule == PLACEMENT_SPEED
+            is_known && m->rule == PLACEMENT_SPEED && m->split[0] == '\0'
                 ? fresh.decode_tok_s >= now.decode_tok_s * (1 + CLUSTER_REBALANCE_PERCENT / 100.0F)
                 : count_nodes(&fresh) > count_nodes(&now);
         if (is_gain) {
@@ -76,7 +76,7 @@ void gain_rebalance(struct cluster *c)
         struct placed_instance *p = &c->state->instance[i];
         int at = cluster_state_find_model(c->state, p->model_id);
         struct work *w = at >= 0 ? repair_find_work(c, p->model_id) : NULL;
-        if (w == NULL || c->state->model[at].split[0] != '\0')
+        if (w == NULL)
             continue;
         uint64_t due_ms = w->gain_ms != 0 ? w->gain_ms + gain_wait_ms(c, w) : 0;
         if (w->serving_ms == 0)

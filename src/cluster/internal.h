@@ -2,9 +2,8 @@
  * The cluster core's insides, shared by its files: cluster.c (life, step, actions), membership.c
  * (links, heartbeats), suspicion.c (who is silent, who is gone), election.c (claims, whom to
  * follow, merging), orders.c (people's orders), lead.c (instances that this node leads, reports),
- * place.c (requests to placement), repair.c (what the coordinator runs where), and
- * gain.c (moves that nothing forces).
- * docs/internals/cluster.md explains it in words.
+ * place.c (requests to placement), repair.c (what the coordinator runs where), and gain.c
+ * (moves that nothing forces). docs/internals/cluster.md explains it in words.
  */
 #ifndef SHOAL_CLUSTER_INTERNAL_H
 #define SHOAL_CLUSTER_INTERNAL_H
@@ -259,7 +258,7 @@ void suspicion_forgive(struct cluster *c);
 void election_on_heartbeat(struct cluster *c, struct peer *p, const struct message_heartbeat *m);
 int election_on_state(struct cluster *c, struct peer *p, bool is_live, uint32_t age_ms,
                       struct error *err); /* the state is c->incoming */
-int election_on_merge(struct cluster *c, struct peer *p, uint32_t hops, struct error *err);
+void election_on_merge(struct cluster *c, struct peer *p, uint32_t hops);
 /* A member is gone, or its process is another one. */
 void election_on_lost(struct cluster *c, const struct peer *p);
 void election_tick(struct cluster *c);

@@ -124,20 +124,17 @@ static struct placement_node make_node(const struct cluster *c, const struct ent
     return n;
 }
 
-static const struct link_figures *half_link(const struct cluster *c, const struct entry *from,
-                                            const struct entry *to)
+static const struct link_figures *half_link(const struct entry *from, const struct entry *to)
 {
-    (void)c;
     if (from->peer != NULL)
         return peer_find_link(from->peer, to->id);
     return peer_is_up(to->peer) ? &to->peer->member.link : NULL;
 }
 
 /* Both must hear each other. Of two measurements the slower one counts, of one the one. */
-static struct link_figures make_link(const struct cluster *c, const struct entry *a,
-                                     const struct entry *b)
+static struct link_figures make_link(const struct entry *a, const struct entry *b)
 {
-    const struct link_figures *x = half_link(c, a, b), *y = half_link(c, b, a);
+    const struct link_figures *x = half_link(a, b), *y = half_link(b, a);
     if (x == NULL || y == NULL)
         return (struct link_figures){.rtt_us = UINT32_MAX};
     struct link_figures f = *x;
@@ -175,7 +172,7 @@ int place_init(struct place *p, const struct cluster *c, const struct desired_mo
         p->incarnation[i] =
             entries[i].peer != NULL ? entries[i].peer->member.incarnation : c->incarnation;
         for (uint32_t k = 0; k < i; k++)
-            p->links[i * n + k] = p->links[k * n + i] = make_link(c, &entries[i], &entries[k]);
+            p->links[i * n + k] = p->links[k * n + i] = make_link(&entries[i], &entries[k]);
     }
     p->request = (struct placement_request){.shape = &m->shape,
                                             .model_name = m->id,

@@ -160,3 +160,18 @@ def test_killed_node_comes_back():
 def test_all_apis_know_the_model(pair):
     for api in pair.apis:
         assert [model["id"] for model in get(api, "/v1/models")[1]["data"]] == ["smollm2"]
+
+
+def test_eight_nodes_lose_three():
+    """A pipeline of eight; a stream at the one that is left alone for last."""
+    cluster = Cluster(8, "--threads", "1")
+    try:
+        assert len(state(cluster.apis[7])["instances"][0]["ranks"]) == 8
+        disturbed = Disturbed(cluster.apis[7], n_max=60)
+        for name in ("node-1", "node-4", "node-6"):
+            os.kill(cluster.pid_of(name), signal.SIGKILL)
+        assert disturbed.finish(60) < 10 * SLACK
+        cluster.wait_serving(cluster.apis[7])
+        assert len(state(cluster.apis[7])["instances"][0]["ranks"]) == 5
+    finally:
+        cluster.stop()

@@ -80,6 +80,27 @@ static void test_two_one_falls_silent(void **state)
     net_free(n);
 }
 
+/* Our own system dropped the link, and it is back before the silence is too long: nothing is lost.
+ */
+static void test_two_link_breaks(void **state)
+{
+    (void)state;
+    struct net *n = net_new_linked(2);
+    net_run(n, 2000);
+    net_load(n, 0, 1, "m");
+    net_run(n, 1000);
+    uint64_t epoch = net_placed(n, 0, "m")->epoch;
+    net_unlink(n, 0, 1, false);
+    net_run(n, 400);
+    assert_int_equal(net_status(n, 0, 1), MEMBER_SUSPECT);
+    net_link(n, 0, 1);
+    net_run(n, 3000);
+    assert_int_equal(net_status(n, 0, 1), MEMBER_UP);
+    assert_int_equal(net_placed(n, 0, "m")->epoch, epoch);
+    assert_int_equal(cluster_get_state(n->node[0].core)->claim.term, 1);
+    net_free(n);
+}
+
 static void test_three_bad_link(void **state)
 {
     (void)state;
@@ -326,6 +347,7 @@ int main(void)
         cmocka_unit_test(test_alone_unexpectedly),
         cmocka_unit_test(test_two_one_dies),
         cmocka_unit_test(test_two_one_falls_silent),
+        cmocka_unit_test(test_two_link_breaks),
         cmocka_unit_test(test_three_bad_link),
         cmocka_unit_test(test_three_one_dies),
         cmocka_unit_test(test_coordinator_dies),

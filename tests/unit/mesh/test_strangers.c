@@ -470,6 +470,31 @@ static void test_member_that_lies(void **state)
     assert_int_equal(try_open(w, 0, (struct side_options){0}, &err), 0);
 }
 
+/* Nothing comes any more, and nothing says why: the link is lost after 10 s, and not as closed. */
+static void test_silent_member(void **state)
+{
+    struct world *w = *state;
+    static const struct mesh_greeting member = {
+        .version = 2, .version_min = 2, .is_trusting = true};
+    struct mesh_message m;
+    open_member(w);
+    SSL_CTX *x = SSL_CTX_new(TLS_client_method());
+    SSL_CTX_use_certificate(x, w->side[1].identity->certificate);
+    SSL_CTX_use_PrivateKey(x, w->side[1].identity->pkey);
+    struct raw r = raw_connect(w, 0);
+    struct mesh_hello hello = {.name = "side-1"};
+    assert_true(raw_shake_hands(w, &r, x));
+    RAW_SEND(w, &r, mesh_encode_greeting, &member);
+    RAW_SEND(w, &r, mesh_encode_hello, &hello);
+    raw_expect(w, &r, MESH_PING, &m);
+    RUN_UNTIL(w, mesh_link_silent_ms(w->side[0].link) > 9000);
+    assert_int_equal(w->side[0].n_down, 0);
+    RUN_UNTIL(w, w->side[0].n_down == 1);
+    assert_non_null(strstr(w->side[0].reason, "silent"));
+    assert_false(w->side[0].is_closed);
+    raw_done(&r);
+}
+
 /* ---- requests to join ---- */
 
 static void commit_to(struct mesh_join_commit *c, const uint8_t own[32], const uint8_t other[32],
@@ -637,6 +662,7 @@ int main(void)
         TEST(test_uninvited),
         TEST(test_wrong_secret),
         TEST(test_member_that_lies),
+        TEST(test_silent_member),
         TEST(test_other_nonce),
         TEST(test_broken_off),
         TEST(test_approves_itself),
