@@ -67,8 +67,9 @@ struct api_backend {
     /* The client is gone or has enough: done(CANCELLED) follows unless done already came. Unknown
      * ids are ignored. */
     void (*cancel)(void *self, uint64_t id);
-    /* Carries out an order to the cluster, as JSON (docs/internals/http.md). The answer comes later,
-     * once, never from inside the call. Errors: then there is no answer. NULL: takes no orders. */
+    /* Carries out an order to the cluster, as JSON (docs/internals/http.md). The answer comes
+     * later, once, never from inside the call. Errors: then there is no answer. NULL: takes no
+     * orders. */
     int (*cluster_call)(void *self, const char *verb, const char *body, size_t len,
                         void (*answer)(void *arg, int http_status, const char *json, size_t len),
                         void *arg, struct error *err);

@@ -14,7 +14,8 @@ static void print_help(void)
 {
     printf(
         "usage: shoal serve [options]\n\n"
-        "Makes this computer a node: finds the others of its cluster, serves the cluster's API, and\n"
+        "Makes this computer a node: finds the others of its cluster, serves the cluster's API, "
+        "and\n"
         "the model, if one is given, on all of them.\n\n"
         "  --model MODEL        file, or name of one in the data folder's models/\n"
         "  --listen ADDR:PORT   where the API listens (default 127.0.0.1:%d)\n"
@@ -26,8 +27,10 @@ static void print_help(void)
         "  --closed             takes no requests to join, only invites and the secret\n"
         "  --name NAME          of this node (default: the host's)\n"
         "  --data-dir DIR       default $XDG_DATA_HOME/shoal\n"
-        "  --split SPLIT        pipeline, tensor or SxT (S stages of T ranks); default: by the rule\n"
-        "  --placement RULE     speed (default): what is predicted to be fastest; memory: over all\n"
+        "  --split SPLIT        pipeline, tensor or SxT (S stages of T ranks); default: by the "
+        "rule\n"
+        "  --placement RULE     speed (default): what is predicted to be fastest; memory: over "
+        "all\n"
         "                       nodes by their free memory\n"
         "  --memory MIB         that models may take here (default: what is free)\n"
         "  --no-measure         does not measure how fast this computer is\n"
@@ -35,7 +38,8 @@ static void print_help(void)
         "  --ctx N              tokens that one request may hold (default: the model's, at most\n"
         "                       4096)\n"
         "  --slots N            requests at the same time (default %d)\n\n"
-        "A new node joins by `shoal invite` on a member and `shoal join` here, or by `shoal approve`.\n"
+        "A new node joins by `shoal invite` on a member and `shoal join` here, or by `shoal "
+        "approve`.\n"
         "Links between nodes are encrypted; tensors between runners are authenticated, not\n"
         "encrypted. SIGTERM and SIGINT let requests finish; a second one stops at once.\n",
         NODE_API_PORT, NODE_MESH_PORT, NODE_SLOTS_DEFAULT);

@@ -1,4 +1,5 @@
-/* The name of a node: the first 16 bytes of the SHA-256 of its public key. Thread: pure functions. */
+/* The name of a node: the first 16 bytes of the SHA-256 of its public key. Thread: pure functions.
+ */
 #ifndef SHOAL_CLUSTER_NODE_ID_H
 #define SHOAL_CLUSTER_NODE_ID_H
 

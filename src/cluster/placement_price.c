@@ -24,7 +24,7 @@ enum {
 #define LOCAL_TRIP_S  10e-6
 #define LOCAL_BYTES_S 3e9
 /* What every layer and every step costs beside reading weights: operations of a graph begin and end
- * on all threads together. Measured, see docs/internals/placement.md. */
+ * on all threads together. Estimates, not measured apart. */
 #define LAYER_S 25e-6
 #define STEP_S  150e-6
 

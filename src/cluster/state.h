@@ -23,8 +23,8 @@ struct claim {        /* compared in this order */
 };
 int claim_compare(const struct claim *a, const struct claim *b);
 
-enum { /* bounds that keep an epoch (term << 32 | version << 16 | tag of the coordinator) in 64 bits,
-          whatever others say */
+enum { /* bounds that keep an epoch (term << 32 | version << 16 | tag of the coordinator) in 64
+          bits, whatever others say */
        CLUSTER_TERM_MAX = INT32_MAX,
        CLUSTER_VERSION_MAX = UINT16_MAX,
 };

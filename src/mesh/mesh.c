@@ -119,7 +119,7 @@ void mesh_handle_closed(struct mesh *m)
         closed(arg);
 }
 
-/* A handshake costs half a millisecond of the loop: strangers may have some of it, not all. */
+/* A handshake costs about a millisecond of the loop: strangers may have some of it, not all. */
 static bool is_rush(struct mesh *m)
 {
     uint64_t now_ms = uv_now(m->loop);

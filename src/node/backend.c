@@ -1,5 +1,5 @@
-/* What the API sees of the node: the models that people want, each with the tokenizer of this node's
- * copy of the file, and the calls behind struct api_backend. */
+/* What the API sees of the node: the models that people want, each with the tokenizer of this
+ * node's copy of the file, and the calls behind struct api_backend. */
 #include "base/log.h"
 #include "node/internal.h"
 

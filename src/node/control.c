@@ -418,9 +418,9 @@ static int find_node(const struct call *c, struct node_id *ret_id, struct error 
         }
     if (n_found == 1)
         return 0;
-    return n_found == 0 ? error_set(err, E_NOTFOUND, "no node is called '%s'", text)
-                        : error_set(err, E_INVALID, "%u nodes are called '%s': give the id",
-                                    n_found, text);
+    return n_found == 0
+               ? error_set(err, E_NOTFOUND, "no node is called '%s'", text)
+               : error_set(err, E_INVALID, "%u nodes are called '%s': give the id", n_found, text);
 }
 
 static int call_node(struct call *c, enum order_type type, struct error *err)
@@ -538,17 +538,17 @@ static int call_deny(struct call *c, struct error *err)
 }
 
 int control_call(struct node *n, const char *verb, const char *body, size_t len,
-                void (*on_answer)(void *arg, int http_status, const char *json, size_t len),
-                void *arg, struct error *err)
+                 void (*on_answer)(void *arg, int http_status, const char *json, size_t len),
+                 void *arg, struct error *err)
 {
     static const struct {
         const char *verb;
         int (*call)(struct call *c, struct error *err);
     } table[] = {
-        {"plan", call_plan},         {"load", call_load},       {"unload", call_unload},
-        {"drain", call_drain},       {"undrain", call_undrain}, {"revoke", call_revoke},
-        {"invite", call_invite},     {"join", call_join},       {"requests", call_requests},
-        {"approve", call_approve},   {"deny", call_deny},
+        {"plan", call_plan},       {"load", call_load},       {"unload", call_unload},
+        {"drain", call_drain},     {"undrain", call_undrain}, {"revoke", call_revoke},
+        {"invite", call_invite},   {"join", call_join},       {"requests", call_requests},
+        {"approve", call_approve}, {"deny", call_deny},
     };
     size_t at = 0;
     while (at < sizeof(table) / sizeof(table[0]) && strcmp(table[at].verb, verb) != 0)

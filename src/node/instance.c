@@ -1,8 +1,8 @@
 /*
  * Instances that this node leads: starts a runner per rank where the placement says, tells the
- * ranks of each other, serves; and when any rank ends, ends them all and says so. Where ranks are is
- * decided by the core (cluster/cluster.h), never here: a failed instance is placed anew, as a new
- * epoch, which is another struct instance.
+ * ranks of each other, serves; and when any rank ends, ends them all and says so. Where ranks are
+ * is decided by the core (cluster/cluster.h), never here: a failed instance is placed anew, as a
+ * new epoch, which is another struct instance.
  *
  *   WAITING -> STARTING -> LOADING -> SERVING -> FAILED or STOPPED, once all ranks have ended
  */
@@ -226,8 +226,7 @@ static int start_rank(struct instance *i, uint32_t rank, struct message_load *lo
     struct rank_owner owner = owner_of(i);
     uint32_t n_node_ranks = 0;
     for (uint32_t r = 0; r < i->report.n_ranks; r++)
-        n_node_ranks +=
-            node_id_equal(&i->placed.node_of_rank[r], &i->placed.node_of_rank[rank]);
+        n_node_ranks += node_id_equal(&i->placed.node_of_rank[r], &i->placed.node_of_rank[rank]);
     load->rank = rank;
     if (is_local(i, rank))
         return ranks_start(i->node, &owner, rank, n_node_ranks, load, err);

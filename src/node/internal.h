@@ -30,10 +30,10 @@
 #include "node/runner_process.h"
 #include "store/store.h"
 
-struct hosted_rank;  /* ranks.c */
-struct relay;        /* requests.c */
-struct order;        /* control.c */
-struct measure;      /* measure.c */
+struct hosted_rank; /* ranks.c */
+struct relay;       /* requests.c */
+struct order;       /* control.c */
+struct measure;     /* measure.c */
 
 struct instance { /* led by this node; one for each epoch that has not ended */
     struct instance *next;
@@ -41,7 +41,7 @@ struct instance { /* led by this node; one for each epoch that has not ended */
     struct placed_instance placed;
     struct instance_report report; /* also our own record of the ranks */
     bool is_report_due;
-    bool is_stopping; /* the core wants it to end */
+    bool is_stopping;               /* the core wants it to end */
     struct message_connect connect; /* filled as ranks report where they listen */
     uv_timer_t timer;               /* deadline, by status */
 };
@@ -53,7 +53,7 @@ struct served_model { /* a name that clients may use; lives as long as the node 
     uint8_t hash[32];
     struct model_file *file; /* NULL while loading, or when this node does not have it */
     bool is_loading;
-    bool is_listed; /* people want it */
+    bool is_listed;  /* people want it */
     bool is_missing; /* looked for, and not found: `error` says why */
     char error[ERROR_MESSAGE_BYTES];
     uint64_t retry_ms;
@@ -70,7 +70,7 @@ struct node {
     struct node_id id;
     struct device_info device;
     struct device_capabilities capabilities;
-    struct device_sampler sampler; /* of the thread pool while is_sampling */
+    struct device_sampler sampler;             /* of the thread pool while is_sampling */
     struct device_telemetry sample, telemetry; /* being taken; the last one */
     uv_work_t sample_work;
     uint64_t sampled_ms;
@@ -89,8 +89,8 @@ struct node {
     bool is_stepping; /* inside core_step */
     bool is_changed;  /* members, state, reports or places: parts look at them again */
     bool is_told_of_stop, is_leaving;
-    uint64_t figures_ms; /* when our figures were last given to the core */
-    struct measure *measure; /* under way */
+    uint64_t figures_ms;       /* when our figures were last given to the core */
+    struct measure *measure;   /* under way */
     float gflops, memory_gb_s; /* measured; 0: not yet */
     struct {
         struct node_id id;
@@ -144,7 +144,8 @@ const char *core_node_name(const struct node *n, const struct node_id *id, char 
 
 /* ---- control.c ---- */
 int control_call(struct node *n, const char *verb, const char *body, size_t len,
-                void (*answer)(void *arg, int http_status, const char *json, size_t len), void *arg, struct error *err);
+                 void (*answer)(void *arg, int http_status, const char *json, size_t len),
+                 void *arg, struct error *err);
 /* The model of the configuration. */
 int control_load_configured(struct node *n, struct error *err);
 void control_on_join(struct node *n, const struct mesh_join_result *r);
@@ -174,7 +175,8 @@ struct rank_owner { /* whose rank it is: (instance, epoch), led by that node */
  * when a newer epoch is known; then no event follows. */
 int ranks_start(struct node *n, const struct rank_owner *owner, uint32_t rank,
                 uint32_t n_node_ranks, const struct message_load *load, struct error *err);
-/* A leader elsewhere asks for a rank: finds the file first. Answers by RANK_ENDED when it cannot. */
+/* A leader elsewhere asks for a rank: finds the file first. Answers by RANK_ENDED when it cannot.
+ */
 int ranks_start_for(struct node *n, struct mesh_link *link, const struct mesh_rank_start *m,
                     struct error *err);
 /* Sends a frame to a rank; takes the bytes. Unknown ranks are ignored. */

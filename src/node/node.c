@@ -19,8 +19,8 @@ static void on_link_up(void *self, struct mesh_link *link)
     const struct mesh_hello *hello = mesh_link_hello(link);
     struct cluster_event e = {.type = CLUSTER_EVENT_LINK_UP, .node = hello->id};
     snprintf(e.name, sizeof(e.name), "%s", hello->name);
-    log_info("node", "peer=%s address=%s cores=%u linked", hello->name,
-             mesh_link_remote_host(link), hello->n_cores);
+    log_info("node", "peer=%s address=%s cores=%u linked", hello->name, mesh_link_remote_host(link),
+             hello->n_cores);
     core_step(n, &e, NULL);
     core_touch(n); /* a leader may be within reach again */
 }
@@ -75,9 +75,8 @@ static int take_rank_frame(struct node *n, struct mesh_link *link, const struct 
         return error_set(err, E_PROTOCOL, "RANK_FRAME does not hold one whole frame");
     /* Towards the runner or from it: the type tells. */
     if (frame.type == MESSAGE_CONNECT || frame.type == MESSAGE_PING) {
-        struct rank_owner owner = {.leader = mesh_link_hello(link)->id,
-                                   .instance = relay.instance,
-                                   .epoch = relay.epoch};
+        struct rank_owner owner = {
+            .leader = mesh_link_hello(link)->id, .instance = relay.instance, .epoch = relay.epoch};
         struct buf b;
         buf_init(&b, LIMIT_CONTROL_FRAME_BYTES);
         buf_append(&b, relay.frame, relay.frame_len);
@@ -95,9 +94,8 @@ static int take_rank_stop(struct node *n, struct mesh_link *link, const struct m
 {
     struct mesh_rank_stop stop;
     int rc = mesh_decode_rank_stop(m, &stop, err);
-    struct rank_owner owner = {.leader = mesh_link_hello(link)->id,
-                               .instance = stop.instance,
-                               .epoch = stop.epoch};
+    struct rank_owner owner = {
+        .leader = mesh_link_hello(link)->id, .instance = stop.instance, .epoch = stop.epoch};
     if (rc == 0)
         ranks_stop(n, &owner, stop.rank);
     return rc;
@@ -388,8 +386,8 @@ void node_check_stop(struct node *n)
         begin_closing_api(n);
     if (n->phase == NODE_CLOSING_API && n->is_api_closed)
         begin_stopping_ranks(n);
-    if (n->phase == NODE_STOPPING_RANKS && n->ranks == NULL &&
-        n->instances == NULL && n->n_loads == 0)
+    if (n->phase == NODE_STOPPING_RANKS && n->ranks == NULL && n->instances == NULL &&
+        n->n_loads == 0)
         begin_closing(n);
     if (n->phase == NODE_CLOSING && n->is_mesh_closed && n->is_discovery_closed &&
         n->n_handles == 0)

@@ -25,16 +25,16 @@ struct node_config {
     struct mesh_address api, mesh;
     uint32_t n_peers;
     struct mesh_address peers[LIMIT_PEERS];
-    bool discovers;        /* announces itself by mDNS, and looks for others */
-    bool announces_mlx;    /* as _mlx-worker._tcp, too */
-    bool is_closed;        /* takes no requests to join */
-    char split[32];        /* of the model; "": by the rule */
+    bool discovers;     /* announces itself by mDNS, and looks for others */
+    bool announces_mlx; /* as _mlx-worker._tcp, too */
+    bool is_closed;     /* takes no requests to join */
+    char split[32];     /* of the model; "": by the rule */
     enum placement_rule rule;
-    uint32_t n_threads;    /* of this node, shared by its ranks; 0: all cores */
-    uint32_t n_ctx;        /* of the model; 0: the engine's default */
-    uint32_t n_slots;      /* 0: NODE_SLOTS_DEFAULT */
+    uint32_t n_threads;        /* of this node, shared by its ranks; 0: all cores */
+    uint32_t n_ctx;            /* of the model; 0: the engine's default */
+    uint32_t n_slots;          /* 0: NODE_SLOTS_DEFAULT */
     uint64_t memory_bytes_max; /* that runners may take; 0: what is free */
-    bool measures; /* how fast it is, in a child process, at the first start */
+    bool measures;             /* how fast it is, in a child process, at the first start */
     uint32_t n_secret;
     uint8_t secret[256];
 };
@@ -56,8 +56,8 @@ int node_start(uv_loop_t *loop, const struct node_config *config, const struct n
 uint16_t node_api_port(const struct node *n);
 uint16_t node_mesh_port(const struct node *n);
 /* Lets running requests finish (at most NODE_DRAIN_MS; new ones are refused), hands instances to
- * other nodes, then stops runners, links and API, calls stopped and frees itself. A second call with
- * at_once ends the draining. */
+ * other nodes, then stops runners, links and API, calls stopped and frees itself. A second call
+ * with at_once ends the draining. */
 void node_stop(struct node *n, bool at_once, void (*stopped)(void *arg), void *arg);
 
 #endif

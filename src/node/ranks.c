@@ -12,9 +12,9 @@ struct hosted_rank {
     struct hosted_rank *next;
     struct node *node;
     struct rank_owner owner;
-    bool is_orphan;  /* the leader is gone: nobody wants to hear of it */
+    bool is_orphan; /* the leader is gone: nobody wants to hear of it */
     bool is_stopping;
-    bool is_found;   /* its file: it may start */
+    bool is_found; /* its file: it may start */
     uint32_t rank, n_node_ranks;
     struct runner_process *process; /* NULL until it starts */
     struct message_load load;
@@ -318,8 +318,7 @@ int ranks_start_for(struct node *n, struct mesh_link *link, const struct mesh_ra
         rc = error_set(&cause, E_UNAVAILABLE, "node %s is stopping", n->config.name);
     else
         rc = check_epoch(n, &owner, &cause);
-    struct hosted_rank *h =
-        rc == 0 ? add_rank(n, &owner, m->rank, m->n_node_ranks, &load) : NULL;
+    struct hosted_rank *h = rc == 0 ? add_rank(n, &owner, m->rank, m->n_node_ranks, &load) : NULL;
     if (rc == 0 && h == NULL)
         rc = error_set(&cause, E_NOMEM, "out of memory for rank %u", m->rank);
     if (rc != 0) {

@@ -14,9 +14,9 @@
 
 struct relay {
     struct relay *next;
-    uint64_t id;            /* towards the head */
-    struct node_id origin;  /* whose router; ours too */
-    uint64_t attempt;       /* there */
+    uint64_t id;           /* towards the head */
+    struct node_id origin; /* whose router; ours too */
+    uint64_t attempt;      /* there */
     struct node_id instance;
     uint64_t epoch;
     bool is_running;   /* the head has begun with it */

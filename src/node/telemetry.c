@@ -54,8 +54,8 @@ int telemetry_json(struct node *n, struct buf *b)
     for (uint32_t i = 0; n_peers < LIMIT_PEERS && (m = cluster_member_at(n->cluster, i)) != NULL;
          i++)
         if (m->status == MEMBER_UP) {
-            peers[n_peers] = (struct device_peer_link){.rtt_us = m->link.rtt_us,
-                                                       .mbit_s = m->link.mbit_s};
+            peers[n_peers] =
+                (struct device_peer_link){.rtt_us = m->link.rtt_us, .mbit_s = m->link.mbit_s};
             node_id_text(&m->id, peers[n_peers++].id);
         }
     node_id_text(&n->id, id);

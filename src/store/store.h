@@ -1,8 +1,8 @@
 /*
  * What a node remembers over restarts: named values in one SQLite file. A value is written as a
- * whole, and is on the disk when the call returns. A file that is damaged is put aside, not deleted,
- * and a new one begun. Calls block on the disk: from the thread pool, not from the loop, one at a
- * time. Thread: any, but one at a time.
+ * whole, and is on the disk when the call returns. A file that is damaged is put aside, not
+ * deleted, and a new one begun. Calls block on the disk: from the thread pool, not from the loop,
+ * one at a time. Thread: any, but one at a time.
  */
 #ifndef SHOAL_STORE_STORE_H
 #define SHOAL_STORE_STORE_H

@@ -137,7 +137,8 @@ static void encode_done(struct buf *b)
 
 static void encode_tokens(struct buf *b)
 {
-    struct message_tokens m = {.request = draw_u64(), .n_before = (uint32_t)draw_u64(), .n_tokens = draw(257)};
+    struct message_tokens m = {
+        .request = draw_u64(), .n_before = (uint32_t)draw_u64(), .n_tokens = draw(257)};
     for (uint32_t i = 0; i < m.n_tokens; i++)
         m.tokens[i] = (int32_t)draw(100000);
     message_encode_tokens(b, &m);
