@@ -1,6 +1,6 @@
 # The front door. Each target is a short script in scripts/; everything that is made lies below build/.
 .DEFAULT_GOAL := help
-.PHONY: help run build test unit lint format fuzz vectors clients net bench clean distclean
+.PHONY: help run build test unit lint format fuzz vectors clients net sim bench clean distclean
 MAKEFLAGS += --no-print-directory
 
 help: ## list the targets
@@ -29,6 +29,9 @@ clients: ## official API clients against a real server
 
 net: ## real nodes that talk, fail and come back
 	@scripts/test.sh net
+
+sim: ## the cluster's decisions through faults, in virtual time (SEEDS=n, ARGS=...)
+	@scripts/sim.sh $(or $(SEEDS),10000) $(ARGS)
 
 lint: ## layers, formatting, clang-tidy, links, syntax
 	@scripts/test.sh lint

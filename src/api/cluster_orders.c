@@ -108,6 +108,8 @@ static int start(struct api *a, const char *verb, const struct http_request *q,
     static const struct http_response_events events = {.gone = on_gone};
     const struct api_backend *b = a->backend;
     struct error err = {0};
+    if (b->cluster_call == NULL || a->is_closing)
+        return openai_error_set(e, 503, NULL, NULL, "this node takes no orders now");
     if (a->n_orders >= ORDERS_MAX)
         return openai_error_set(e, 429, NULL, NULL, "%u orders are being carried out already.",
                                 a->n_orders);
@@ -140,8 +142,6 @@ void cluster_orders_handle(struct api *a, const char *verb, const struct http_re
 {
     struct openai_error e = {0};
     int rc = check_origin(q, r, &e);
-    if (rc == 0 && (a->backend->cluster_call == NULL || a->is_closing))
-        rc = openai_error_set(&e, 503, NULL, NULL, "this node takes no orders now");
     if (rc == 0)
         rc = check_body(q, &e);
     if (rc == 0)

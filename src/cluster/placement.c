@@ -46,15 +46,16 @@ int placement_solve(const struct placement_request *r, struct placement *ret_pla
     return 0;
 }
 
-void placement_price(const struct placement_request *r, struct placement *x)
+void placement_price(const struct placement_request *r, struct placement *p)
 {
-    struct pricing p;
+    struct pricing pricing;
     struct error err;
-    x->decode_tok_s = x->prefill_tok_s = 0;
-    for (uint32_t i = 0; i < x->split.n_ranks; i++)
-        if (x->node_of_rank[i] >= r->n_nodes)
+    p->decode_tok_s = p->prefill_tok_s = 0;
+    for (uint32_t i = 0; i < p->split.n_ranks; i++)
+        if (p->node_of_rank[i] >= r->n_nodes)
             return;
-    if (pricing_init(&p, r, &err) != 0 || split_check(&x->split, r->shape->n_layer, &err) != 0)
+    if (pricing_init(&pricing, r, &err) != 0 ||
+        split_check(&p->split, r->shape->n_layer, &err) != 0)
         return;
-    placement_rate(&p, x);
+    placement_rate(&pricing, p);
 }

@@ -43,7 +43,7 @@ static void resolve_nodes(struct pricing *p)
         n->bytes_s = f->memory_gb_s > 0 ? f->memory_gb_s * 1e9
                                         : fmin(cores * CORE_BYTES_S, CORES_BYTES_S_MAX);
         n->flops_s = f->gflops > 0 ? f->gflops * 1e9 : cores * CORE_FLOPS_S;
-        n->limit_bytes = (double)(f->memory_bytes_free / 100 * percent);
+        n->limit_bytes = (double)f->memory_bytes_free / 100 * percent;
     }
 }
 
@@ -273,7 +273,7 @@ static void cost_add(struct cost *sum, const struct cost *c, double factor)
 void placement_cost(const struct pricing *p, const struct placement *x, struct cost *ret)
 {
     const struct split *split = &x->split;
-    struct cost sum = {.decode_s = STEP_S, .prefill_s = STEP_S}, hop;
+    struct cost sum = {.decode_s = STEP_S, .prefill_s = STEP_S}, hop = {0};
     for (uint32_t i = 0; i < split->n_stages; i++) {
         const struct split_stage *stage = &split->stage[i];
         const uint32_t *nodes = &x->node_of_rank[stage->rank_first];

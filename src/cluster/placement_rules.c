@@ -105,7 +105,7 @@ static int check_total(const struct pricing *p, const uint32_t *nodes, uint32_t 
         need += (double)x->bytes_of_rank[i];
     for (uint32_t i = 0; i < n; i++)
         all += free_bytes(p, nodes[i]);
-    if (need <= (double)(all / 100 * PLACEMENT_MEMORY_PERCENT))
+    if (need <= (double)all / 100 * PLACEMENT_MEMORY_PERCENT)
         return 0;
     return error_set(
         err, E_UNAVAILABLE,

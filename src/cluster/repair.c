@@ -153,10 +153,10 @@ void repair_install(struct cluster *c, struct desired_model *m, struct work *w,
     fill_instance(i, p, b);
     m->problem[0] = '\0';
     election_bump(c);
-    /* Two groups may count alike while they are apart: the tag keeps their placements' reports
-     * apart once they meet. */
-    i->epoch = c->state->claim.term << 32 | c->state->claim.version << 16 |
-               (uint64_t)(c->id.bytes[0] << 8 | c->id.bytes[1]);
+    /* Two groups may count alike while they are apart, and a coordinator that has lost its disk as
+     * it did before: the tag keeps their placements' reports apart. */
+    uint16_t tag = (uint16_t)((uint64_t)(c->id.bytes[0] << 8 | c->id.bytes[1]) ^ c->incarnation);
+    i->epoch = c->state->claim.term << 32 | c->state->claim.version << 16 | tag;
     i->n_repairs += is_repair;
     w->instance_id = i->id;
     w->n_repairs = i->n_repairs;

@@ -80,7 +80,7 @@ struct router_request {
 /* Accepts a request, or refuses it: E_UNAVAILABLE when no instance of the model serves now, E_BUSY
  * when the table is full, E_INVALID without prompt or n_max, E_NOMEM; then there is no done. When
  * it is accepted, callbacks may come, even done, before this returns. */
-int router_submit(struct router *r, const struct router_request *q, void *arg, uint64_t now_ms,
+int router_submit(struct router *r, const struct router_request *from, void *arg, uint64_t now_ms,
                   uint64_t *ret_request, struct error *err);
 /* The client has gone: done follows, at once, when the leader has answered, or when it does not;
  * tokens do not. */

@@ -40,7 +40,7 @@ static struct net_link *find_link(struct net_link *links, uint32_t *n_links, con
     struct net_link *link = &links[(*n_links)++];
     memset(link, 0, sizeof(*link));
     link->index = index;
-    strcpy(link->name, name);
+    memcpy(link->name, name, strlen(name) + 1);
     return link;
 }
 

@@ -94,7 +94,7 @@ static struct known *find_or_add(struct discovery_table *t, const struct dns_nam
     source_key(from, source);
     uint32_t n_same = 0;
     for (uint32_t i = 0; i < t->n_known; i++)
-        n_same += memcmp(t->known[i]->source, source, sizeof(source)) == 0;
+        n_same += t->known[i] != NULL && memcmp(t->known[i]->source, source, sizeof(source)) == 0;
     if (t->n_known < DISCOVERY_PEERS_MAX && n_same < DISCOVERY_PER_SOURCE_MAX)
         k = calloc(1, sizeof(*k));
     if (k == NULL) {
@@ -132,6 +132,13 @@ static void supersede(struct discovery_table *t, struct known *k)
 }
 
 /* ---- records ---- */
+
+static bool is_same_info(const struct discovery_info *a, const struct discovery_info *b)
+{
+    return node_id_equal(&a->id, &b->id) && a->memory_mib == b->memory_mib &&
+           a->n_cores == b->n_cores && strcmp(a->name, b->name) == 0 &&
+           strcmp(a->device, b->device) == 0 && strcmp(a->version, b->version) == 0;
+}
 
 bool discovery_text_is_clean(const char *text, size_t n)
 {
@@ -199,7 +206,7 @@ static void take_text(struct discovery_table *t, struct known *k, const struct d
 {
     struct discovery_info info;
     uint32_t boot = 0;
-    memset(&info, 0, sizeof(info)); /* compared with its padding */
+    memset(&info, 0, sizeof(info));
     for (size_t at = 0; at < record->data_len;) {
         size_t n = record->data[at++];
         if (n > record->data_len - at)
@@ -209,7 +216,7 @@ static void take_text(struct discovery_table *t, struct known *k, const struct d
     }
     if (node_id_is_none(&info.id) || node_id_equal(&info.id, &t->self))
         return;
-    if (!k->has_text || memcmp(&info, &k->peer.info, sizeof(info)) != 0 || boot != k->boot)
+    if (!k->has_text || !is_same_info(&info, &k->peer.info) || boot != k->boot)
         k->is_changed = true;
     k->peer.info = info;
     k->boot = boot;

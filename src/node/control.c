@@ -272,7 +272,7 @@ int control_load_configured(struct node *n, struct error *err)
 {
     struct order *o = new_order(n, err);
     if (o == NULL)
-        return err->code;
+        return E_BUSY;
     struct desired_model *m = &o->order.model;
     o->is_configured = true;
     o->order.type = ORDER_LOAD;
@@ -562,9 +562,11 @@ int control_call(struct node *n, const char *verb, const char *body, size_t len,
     if (rc == 0 && doc != NULL && !json_is_object(doc))
         rc = error_set(err, E_INVALID, "the body must be a JSON object");
     struct call c = {.node = n, .body = doc};
-    if (rc == 0 && (c.order = new_order(n, err)) == NULL)
-        rc = err->code;
     if (rc == 0) {
+        c.order = new_order(n, err);
+        rc = c.order != NULL ? 0 : E_BUSY;
+    }
+    if (rc == 0 && c.order != NULL) {
         c.order->answer = on_answer;
         c.order->arg = arg;
         rc = table[at].call(&c, err);
