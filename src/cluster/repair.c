@@ -333,6 +333,22 @@ static enum need judge(struct cluster *c, const struct placed_instance *p, const
     return NEED_REPAIR;
 }
 
+/* Whether it failed because a node is gone, or is about to be: that is no fault of the instance. */
+static bool has_lost_node(const struct cluster *c, const struct placed_instance *p,
+                          const struct instance_report *r)
+{
+    for (uint32_t k = 0; k < p->split.n_ranks; k++) {
+        const struct node_id *id = &p->node_of_rank[k];
+        bool is_bad = r != NULL && r->status == INSTANCE_FAILED && (r->bad_ranks >> k & 1) != 0;
+        const struct peer *peer = peer_find(c, id);
+        if (!is_here(c, p, k))
+            return true;
+        if (is_bad && !node_id_equal(id, &c->id) && (peer == NULL || !peer_is_up(peer)))
+            return true;
+    }
+    return false;
+}
+
 /* The first look at a failure: when to try again. At once, unless it fails again and again. */
 static void count_failure(struct cluster *c, struct work *w, const struct placed_instance *p,
                           const char *why)
@@ -344,9 +360,13 @@ static void count_failure(struct cluster *c, struct work *w, const struct placed
     }
     w->failed_epoch = p->epoch;
     w->failed_ms = c->now_ms;
-    w->try_ms = c->now_ms + w->backoff_ms;
     w->inputs = 0;
-    cluster_trace(c, true, "model=%s %s -> placed again in %u ms", p->model_id, why, w->backoff_ms);
+    bool is_node_lost = has_lost_node(c, p, r);
+    w->try_ms = c->now_ms + (is_node_lost ? 0 : w->backoff_ms);
+    cluster_trace(c, true, "model=%s %s -> placed again in %u ms", p->model_id, why,
+                  is_node_lost ? 0 : w->backoff_ms);
+    if (is_node_lost)
+        return;
     w->backoff_ms = w->backoff_ms == 0 ? CLUSTER_REPAIR_MS_MIN : 2 * w->backoff_ms;
     if (w->backoff_ms > CLUSTER_REPAIR_MS_MAX)
         w->backoff_ms = CLUSTER_REPAIR_MS_MAX;

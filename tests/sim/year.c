@@ -11,7 +11,8 @@
 #include <math.h>
 
 enum {
-    CALM_US = 5000000, /* all well for so long before time jumps */
+    CALM_US =
+        32000000, /* all well for so long before time jumps: longer than SERVED_MS of the core */
     GIVE_UP_US = 120000000,
     SAMPLE_US = 100000,
     CRASH_DOWN_US = 5000000,
