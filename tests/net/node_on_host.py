@@ -71,7 +71,7 @@ class Node:
     def wait_serving(self, names, seconds=30):
         wait_for(f"{sorted(names)} serve, as {self.host.name} sees it", lambda: set(self.serving()) == set(names), seconds)
 
-    def stream(self, n_max=160, prompt=PROMPT):
+    def stream(self, n_max=100, prompt=PROMPT):
         return Stream(self, n_max, prompt)
 
 

@@ -14,7 +14,7 @@ import pytest
 from answers import check_answer
 from cluster import PROMPT, Cluster, Stream, alive, chat, get, need_model, state, wait_for
 
-N_MAX = 160
+N_MAX = 80
 REPAIR_S = 3.0  # until the stream goes on, asked of a quiet computer
 SLACK = 4.0  # tests share a small one
 
