@@ -94,7 +94,7 @@ TENSORS = {"tensor 2": {"split": "tensor", "ranks": 2}, "tensor 3": {"split": "t
 # (split, sampling, tokens): more ranks than processors take turns, so these are shorter. Four ranks: more than SmolLM2 has KV heads;
 # two are more than gemma3 has.
 TENSOR_RUNS = {
-    "smollm2": [("tensor 2", GREEDY, 256), ("tensor 2", SEEDED, 256), ("tensor 3", SEEDED, 128), ("tensor 4", GREEDY, 128), ("2x2", SEEDED, 128)],
+    "smollm2": [("tensor 2", GREEDY, 128), ("tensor 2", SEEDED, 256), ("tensor 3", SEEDED, 64), ("tensor 4", GREEDY, 64), ("2x2", SEEDED, 64)],
     "gemma3": [("tensor 2", SEEDED, 64), ("2x2", GREEDY, 32)],
 }
 
