@@ -9,8 +9,10 @@
 results=$BUILD/results
 rm -rf "$results" && mkdir -p "$results"
 
-# Folders of tests/unit that have threads or share memory; the others would only cost time under the thread sanitizer.
-tsan_folders='base|comm|engine|runner|mesh|api|node'
+# Folders of tests/unit that have threads or share memory; the others would only cost time under the thread sanitizer. mesh/ is left out:
+# its one piece of work for the thread pool is to write a file, and libuv closes descriptors by system calls that the sanitizer does not
+# see, so that it takes the file that gets a socket's old number for a race.
+tsan_folders='base|comm|engine|runner|api|node'
 
 export SHOAL_TEST_MODELS=$BUILD/models
 # Leaks and reports must fail a test; the suppression files say what is not ours.
