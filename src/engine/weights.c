@@ -109,8 +109,10 @@ static int add_item(struct loader *l, enum role role, uint32_t layer,
                          s->tensor->name, ggml_nbytes(t), bytes);
 
     item->tensor = t;
+    /* Vectors are copied: they are small, and mapping one brings its neighbours in the file, too.
+     */
     item->place =
-        s->row_bytes == s->row_stride_bytes || s->n_rows == 1 ? PLACE_MAPPED : PLACE_PLAIN;
+        s->tensor->n_dims > 1 && s->row_bytes == s->row_stride_bytes ? PLACE_MAPPED : PLACE_PLAIN;
     if (l->repack && is_matrix_role(role)) {
         ggml_backend_buffer_type_t type = find_repack_type(l, t);
         if (type != NULL && (*repack_type == NULL || *repack_type == type)) {
