@@ -18,6 +18,8 @@ struct order {
     uint64_t id;
     bool is_configured; /* the model of the configuration: there is no one to answer */
     bool is_plan, is_join;
+    bool is_loading; /* its file is being read: it must stay until that is over */
+    bool is_dropped; /* and then it goes */
     void (*answer)(void *arg, int http_status, const char *json, size_t len);
     void *arg;
     struct cluster_order order;
@@ -103,11 +105,16 @@ void control_on_answer(struct node *n, uint64_t id, const struct error *result)
 
 void control_drop_all(struct node *n)
 {
-    while (n->orders != NULL) {
-        struct order *o = n->orders;
+    static const char text[] = "{\"error\":{\"message\":\"the node stops\"}}";
+    for (struct order *o = n->orders, *next; o != NULL; o = next) {
+        next = o->next;
         if (o->answer != NULL)
-            o->answer(o->arg, 503, "{\"error\":{\"message\":\"the node stops\"}}", 39);
-        drop(o);
+            o->answer(o->arg, 503, text, sizeof(text) - 1);
+        o->answer = NULL;
+        if (o->is_loading)
+            o->is_dropped = true;
+        else
+            drop(o);
     }
 }
 
@@ -235,6 +242,13 @@ static void on_file(void *arg, struct model_file *file, const struct error *caus
     struct desired_model *m = &o->order.model;
     struct error err = *cause;
     n->n_loads--;
+    o->is_loading = false;
+    if (o->is_dropped) {
+        model_file_free(file);
+        drop(o);
+        node_check_stop(n);
+        return;
+    }
     if (file != NULL) {
         snprintf(m->path, sizeof(m->path), "%s", file->path);
         memcpy(m->hash, file->model->hash, sizeof(m->hash));
@@ -264,6 +278,7 @@ static int find_model_file(struct order *o, const char *model, struct error *err
         return error_set(err, E_INVALID, "'%.200s' is no name of a model", model);
     if (model_file_load(n->loop, &wanted, on_file, o) != 0)
         return error_set(err, E_NOMEM, "out of memory for model %.200s", model);
+    o->is_loading = true;
     n->n_loads++;
     return 0;
 }

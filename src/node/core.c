@@ -96,7 +96,7 @@ static void after_save(uv_work_t *work, int status)
 
 void core_save(struct node *n)
 {
-    if (n->store == NULL || n->cluster == NULL)
+    if (n->store == NULL || n->cluster == NULL || n->phase == NODE_CLOSING)
         return;
     if (n->is_saving) {
         n->is_save_due = true;

@@ -41,11 +41,13 @@ static struct relay *find_relay(const struct node *n, uint64_t id)
     return NULL;
 }
 
+/* One that its origin still wants: a node that has started again counts its attempts from the
+ * beginning, while the head may not have ended the abandoned ones. */
 static struct relay *find_relay_of(const struct node *n, const struct node_id *origin,
                                    uint64_t attempt)
 {
     for (struct relay *r = n->relays; r != NULL; r = r->next)
-        if (r->attempt == attempt && node_id_equal(&r->origin, origin))
+        if (!r->is_abandoned && r->attempt == attempt && node_id_equal(&r->origin, origin))
             return r;
     return NULL;
 }
@@ -531,7 +533,7 @@ int requests_take(struct node *n, struct mesh_link *origin, const struct mesh_su
 void requests_cancel_for(struct node *n, const struct mesh_link *origin, uint64_t attempt)
 {
     const struct relay *r = find_relay_of(n, &mesh_link_hello(origin)->id, attempt);
-    if (r != NULL && !r->is_abandoned)
+    if (r != NULL)
         cancel_relay(n, r);
 }
 

@@ -225,3 +225,14 @@ def test_slow_node_gets_less(tmp_path):
                 wait_for("it is gone", lambda: not state(fast)["instances"], 20)
     print(f"bytes {held}, {seconds['memory'] / seconds['speed']:.2f} times as fast as placed by memory")
     assert held["speed"]["slow"] < held["memory"]["slow"]
+
+
+def test_stopped_while_the_file_is_read(tmp_path):
+    """A node that is told to stop, at once, when it has only begun to read its model's file."""
+    model = need_model()
+    for i in range(4):
+        with serve(tmp_path / f"n{i}", "--model", model) as (_, process):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.002 * i)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
