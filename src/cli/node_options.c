@@ -104,24 +104,6 @@ static int copy_text(const char *option, const char *text, char *ret, size_t siz
     return 0;
 }
 
-/* Only the form: whether the model can be split so is seen when it is placed. */
-static int check_split(const char *text, struct error *err)
-{
-    unsigned stages = 0, ranks = 0;
-    char end = 0;
-    if (strcmp(text, "pipeline") == 0 || strcmp(text, "tensor") == 0)
-        return 0;
-    if (strspn(text, "0123456789x") != strlen(text) ||
-        sscanf(text, "%3ux%3u%c", &stages, &ranks, &end) != 2 || stages * ranks == 0 ||
-        stages * ranks > LIMIT_RANKS)
-        return error_set(
-            err, E_INVALID,
-            "--split: '%s' is not pipeline, tensor or SxT, S stages of T ranks, at most "
-            "%d ranks",
-            text, LIMIT_RANKS);
-    return 0;
-}
-
 enum option_key {
     OPTION_MODEL = 1,
     OPTION_LISTEN,
@@ -210,8 +192,9 @@ static int take_option(int key, const char *value, struct node_config *c, struct
     case OPTION_DATA_DIR:
         return copy_text("--data-dir", value, c->data_dir, sizeof(c->data_dir), err);
     case OPTION_SPLIT:
-        rc = check_split(value, err);
-        return rc != 0 ? rc : copy_text("--split", value, c->split, sizeof(c->split), err);
+        rc = split_check_text(value, err);
+        return rc != 0 ? error_wrap(err, rc, "--split")
+                       : copy_text("--split", value, c->split, sizeof(c->split), err);
     case OPTION_THREADS:
         return cli_parse_u32("--threads", value, 1, 1024, &c->n_threads, err);
     case OPTION_CTX:

@@ -62,6 +62,22 @@ static void divide_layers(struct split *s, uint32_t n_layer)
     }
 }
 
+int split_check_text(const char *text, struct error *err)
+{
+    unsigned stages = 0, ranks = 0;
+    char end = 0;
+    if (strcmp(text, "pipeline") == 0 || strcmp(text, "tensor") == 0)
+        return 0;
+    if (strspn(text, "0123456789x") != strlen(text) ||
+        sscanf(text, "%3ux%3u%c", &stages, &ranks, &end) != 2 || stages * ranks == 0 ||
+        stages * ranks > LIMIT_RANKS)
+        return error_set(err, E_INVALID,
+                         "'%.32s' is not pipeline, tensor or SxT, S stages of T ranks, at most %d "
+                         "ranks",
+                         text, LIMIT_RANKS);
+    return 0;
+}
+
 int split_parse(const char *text, uint32_t n_ranks, uint32_t n_layer, const uint32_t *weight,
                 struct split *ret_split, struct error *err)
 {

@@ -339,22 +339,6 @@ static int get_u32(const struct call *c, const char *key, uint32_t max, uint32_t
     return 0;
 }
 
-static int check_split(const char *text, struct error *err)
-{
-    unsigned stages = 0, ranks = 0;
-    char end = 0;
-    if (text[0] == '\0' || strcmp(text, "pipeline") == 0 || strcmp(text, "tensor") == 0)
-        return 0;
-    if (strspn(text, "0123456789x") != strlen(text) ||
-        sscanf(text, "%3ux%3u%c", &stages, &ranks, &end) != 2 || stages * ranks == 0 ||
-        stages * ranks > LIMIT_RANKS)
-        return error_set(err, E_INVALID,
-                         "'split' must be pipeline, tensor or SxT (S stages of T ranks, at most %d "
-                         "ranks)",
-                         LIMIT_RANKS);
-    return 0;
-}
-
 static int call_load(struct call *c, struct error *err)
 {
     struct desired_model *m = &c->order->order.model;
@@ -369,7 +353,7 @@ static int call_load(struct call *c, struct error *err)
     if (rc == 0)
         rc = get_text(c, "split", false, m->split, sizeof(m->split), err);
     if (rc == 0)
-        rc = check_split(m->split, err);
+        rc = m->split[0] != '\0' ? split_check_text(m->split, err) : 0;
     if (rc == 0)
         rc = get_text(c, "placement", false, placement, sizeof(placement), err);
     if (rc != 0)

@@ -16,16 +16,6 @@ def reference():
     return run_once()
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Two nodes, a pipeline of two: shared by the tests that leave it as they found it."""
-    need_model()
-    with open(tmp_path_factory.mktemp("pair") / "log", "w") as log:
-        cluster = Cluster(2, log=log)
-        yield cluster
-        cluster.stop()
-
-
 def same_beginning(text, reference, share):
     """Splits across heads sum in another order, so that a near tie may go the other way; the beginning must agree."""
     n = int(len(reference) * share)

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from answers import check_answer
-from cluster import PROMPT, Cluster, Stream, alive, chat, get, need_model, state, wait_for
+from cluster import PROMPT, Cluster, Stream, alive, chat, get, state, wait_for
 
 N_MAX = 80
 REPAIR_S = 3.0  # until the stream goes on, asked of a quiet computer
@@ -46,16 +46,6 @@ class Disturbed:
         check_answer(PROMPT, text, usage)
         print(f"the longest pause: {longest:.2f} s; {time.monotonic() - start:.1f} s in all")
         return longest
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Two nodes, a pipeline of two: shared by the tests that leave it as they found it."""
-    need_model()
-    with open(tmp_path_factory.mktemp("pair") / "log", "w") as log:
-        cluster = Cluster(2, log=log)
-        yield cluster
-        cluster.stop()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -364,6 +364,19 @@ static void test_refuses_bad_splits(void **state)
     refuse("2x1", 2, 3, (const uint32_t[]){1, 0}, "stage 1");
 }
 
+static void test_checks_texts(void **state)
+{
+    (void)state;
+    static const char *const good[] = {"pipeline", "tensor", "1x1", "2x3", "8x8", "64x1"};
+    static const char *const bad[] = {"",    "Pipeline", "tensor ", "2",    "x2",  "2x",     "0x2",
+                                      "9x8", "2x2x2",    "-1x2",    "2 x2", "1e1", "999x999"};
+    struct error err = {0};
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
+        assert_int_equal(split_check_text(good[i], &err), 0);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        assert_int_equal(split_check_text(bad[i], &err), E_INVALID);
+}
+
 static void test_check_finds_gaps(void **state)
 {
     (void)state;
@@ -472,6 +485,7 @@ int main(void)
         cmocka_unit_test(test_units_follow_blocks),
         cmocka_unit_test(test_layers_follow_weights),
         cmocka_unit_test(test_refuses_bad_splits),
+        cmocka_unit_test(test_checks_texts),
         cmocka_unit_test(test_check_finds_gaps),
         cmocka_unit_test(test_descriptions),
         cmocka_unit_test(test_wire_form),
