@@ -10,6 +10,23 @@ pkg_check_modules(SQLITE REQUIRED IMPORTED_TARGET sqlite3)
 pkg_check_modules(CURL REQUIRED IMPORTED_TARGET libcurl)
 pkg_check_modules(CMOCKA IMPORTED_TARGET cmocka)
 
+# Back ends of src/comm that a machine may lack: then they say so when they are asked for.
+option(SHOAL_MPI "Build the MPI back end where MPI is installed" ON)
+option(SHOAL_UCX "Build the UCX back end where UCX is installed" ON)
+set(SHOAL_COMM_LIBS "")
+if(SHOAL_MPI)
+    find_package(MPI QUIET COMPONENTS C)
+    if(MPI_C_FOUND)
+        list(APPEND SHOAL_COMM_LIBS MPI::MPI_C)
+    endif()
+endif()
+if(SHOAL_UCX)
+    pkg_check_modules(UCX QUIET IMPORTED_TARGET ucx)
+    if(UCX_FOUND)
+        list(APPEND SHOAL_COMM_LIBS PkgConfig::UCX)
+    endif()
+endif()
+
 # ggml: a system package, or the private copy that scripts/ggml.sh builds.
 file(GLOB SHOAL_GGML_PREFIX ${PROJECT_SOURCE_DIR}/build/deps/ggml/lib/python3*/site-packages/libggml)
 list(APPEND CMAKE_PREFIX_PATH ${SHOAL_GGML_PREFIX})

@@ -26,13 +26,18 @@
 #define LIMIT_STOP_STRING_BYTES 256
 
 /* engine */
-#define LIMIT_SLOTS        64   /* sequences with a KV cache in one engine */
-#define LIMIT_BATCH_TOKENS 2048 /* tokens in one step */
+#define LIMIT_SLOTS          64         /* sequences with a KV cache in one engine */
+#define LIMIT_BATCH_TOKENS   2048       /* tokens in one step */
+#define LIMIT_CONTEXT_TOKENS (1u << 24) /* of one sequence: far more than any model was made for   \
+                                         */
+#define LIMIT_DRAFT_TOKENS 32   /* guessed ahead in one sequence: more are hardly ever right */
 #define LIMIT_LOGIT_BIAS   1024 /* OpenAI allows 300 */
 
 /* comm */
-#define LIMIT_COMM_FRAME_BYTES  (1u << 30) /* 2,048 tokens x 65,536 wide x f32 = 512 MiB */
-#define COMM_TIMEOUT_MS         10000      /* a silent peer is an error after this */
+#define LIMIT_COMM_FRAME_BYTES (1u << 30) /* 2,048 tokens x 65,536 wide x f32 = 512 MiB */
+#define LIMIT_COMM_INBOX_BYTES                                                                     \
+    (256u << 20)                      /* arrived at a rank before it asked; more is not read */
+#define COMM_TIMEOUT_MS         10000 /* a silent peer is an error after this */
 #define COMM_CONNECT_TIMEOUT_MS 10000
 
 /* runner control link, node to node links */

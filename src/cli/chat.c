@@ -227,7 +227,7 @@ static int parse(int argc, char **argv, struct chat *c, bool *ret_wants_help)
 
 int cli_chat(int argc, char **argv)
 {
-    struct chat c = {.api = "http://127.0.0.1:8420"};
+    struct chat c = {.api = CLI_DEFAULT_API};
     bool wants_help = false;
     int rc = parse(argc, argv, &c, &wants_help);
     if (rc == 0 && wants_help) {

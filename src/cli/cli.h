@@ -20,8 +20,11 @@ int cli_status(int argc, char **argv);
 int cli_chat(int argc, char **argv);
 int cli_order(int argc, char **argv); /* plan, load, ... revoke: see orders.c */
 int cli_measure(int argc, char **argv);
+int cli_profile(int argc, char **argv);
 
 /* ---- what verbs share (common.c) ---- */
+
+#define CLI_DEFAULT_API "http://127.0.0.1:8420" /* of a node on this computer */
 
 /* Prints "shoal: message" on standard error and returns the error's exit code. */
 int cli_fail(const struct error *err);

@@ -100,3 +100,22 @@ int http_client_stream(const char *url, const char *body,
     buf_done(&t.line);
     return rc;
 }
+
+int http_client_get_json(const char *api, const char *path, json_t **ret_value, struct error *err)
+{
+    enum { ANSWER_BYTES_MAX = 16 << 20, TIMEOUT_MS = 10000 };
+    char url[512];
+    struct buf answer;
+    long status = 0;
+    int n = snprintf(url, sizeof(url), "%s%s", api, path);
+    if (n < 0 || (size_t)n >= sizeof(url))
+        return error_set(err, E_INVALID, "the address %s is too long", api);
+    buf_init(&answer, ANSWER_BYTES_MAX);
+    int rc = http_client_get(url, NULL, TIMEOUT_MS, &answer, &status, err);
+    if (rc == 0 && status != 200)
+        rc = error_set(err, E_UNAVAILABLE, "%s answered with status %ld", url, status);
+    if (rc == 0)
+        rc = json_parse(buf_str(&answer), answer.len, ret_value, err);
+    buf_done(&answer);
+    return rc;
+}

@@ -7,6 +7,7 @@
 
 #include "base/buf.h"
 #include "base/error.h"
+#include "base/json.h"
 
 #include <stdbool.h>
 
@@ -14,6 +15,10 @@
  * kind. Errors: E_UNAVAILABLE (says the address and why), E_LIMIT when the answer does not fit. */
 int http_client_get(const char *url, const char *body, long timeout_ms, struct buf *ret_answer,
                     long *ret_status, struct error *err);
+
+/* GETs the JSON below a node's API. Owns: the caller, json_decref. Errors: also E_UNAVAILABLE when
+ * the status is not 200, and those of json_parse. */
+int http_client_get_json(const char *api, const char *path, json_t **ret_value, struct error *err);
 
 /* POSTs body and gives every line of the answer (without its end) as it comes; on_line returns
  * false to break off. A status other than 200 puts the whole answer into ret_answer instead. */

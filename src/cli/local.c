@@ -1,6 +1,7 @@
 /* `shoal local N`: a cluster of N nodes on this computer, to try out and to test. Each node is a
  * `shoal serve` of its own, on free loopback ports, with its own data folder. */
 #include "cli/cli.h"
+#include "cli/instance_options.h"
 #include "cli/local_nodes.h"
 
 #include <getopt.h>
@@ -21,8 +22,8 @@ static void print_help(void)
         "  --placement RULE memory (default): a pipeline over all nodes; speed: what is predicted "
         "to\n"
         "                   be fastest\n"
-        "  --threads N      compute threads of each node (default: cores / N)\n"
-        "  --ctx N, --slots N   as for `shoal serve`\n"
+        "  --threads N      compute threads of each node (default: cores / "
+        "N)\n" INSTANCE_OPTIONS_HELP
         "  --data-dir DIR   keeps the nodes' folders there (default: temporary)\n"
         "  --json           once it serves, prints one JSON object that tells nodes and runners\n");
 }
@@ -32,8 +33,6 @@ enum option_key {
     OPTION_SPLIT,
     OPTION_PLACEMENT,
     OPTION_THREADS,
-    OPTION_CTX,
-    OPTION_SLOTS,
     OPTION_DATA_DIR,
     OPTION_JSON,
     OPTION_HELP,
@@ -44,8 +43,7 @@ static const struct option options[] = {
     {"split", required_argument, NULL, OPTION_SPLIT},
     {"placement", required_argument, NULL, OPTION_PLACEMENT},
     {"threads", required_argument, NULL, OPTION_THREADS},
-    {"ctx", required_argument, NULL, OPTION_CTX},
-    {"slots", required_argument, NULL, OPTION_SLOTS},
+    INSTANCE_OPTIONS,
     {"data-dir", required_argument, NULL, OPTION_DATA_DIR},
     {"json", no_argument, NULL, OPTION_JSON},
     {"help", no_argument, NULL, OPTION_HELP},
@@ -65,10 +63,6 @@ static int take_option(int key, const char *value, struct local_config *c, struc
         return 0;
     case OPTION_THREADS:
         return cli_parse_u32("--threads", value, 1, 1024, &c->n_threads, err);
-    case OPTION_CTX:
-        return cli_parse_u32("--ctx", value, 16, 1u << 24, &c->n_ctx, err);
-    case OPTION_SLOTS:
-        return cli_parse_u32("--slots", value, 1, LIMIT_SLOTS, &c->n_slots, err);
     case OPTION_DATA_DIR:
         c->data_dir = value;
         return 0;
@@ -79,6 +73,11 @@ static int take_option(int key, const char *value, struct local_config *c, struc
         c->wants_help = true;
         return 0;
     default:
+        if (key >= INSTANCE_OPTION_FIRST) {
+            struct instance_options checked = {0};
+            c->option[key - INSTANCE_OPTION_FIRST] = value;
+            return instance_option_take(&checked, (enum instance_option)key, value, err);
+        }
         return error_set(err, E_INVALID, "see `shoal local --help`");
     }
 }

@@ -173,7 +173,7 @@ static int read_addresses(struct local_set_of_nodes *set, struct local_node *n,
 struct arguments { /* of one node; texts live here */
     char *list[ARGS_MAX + 1];
     uint32_t n;
-    char program[PATH_MAX], data_dir[PATH_MAX + 32], number[3][16];
+    char program[PATH_MAX], data_dir[PATH_MAX + 32], n_threads[16];
 };
 
 static void add(struct arguments *a, const char *option, const char *value)
@@ -197,9 +197,7 @@ static int start_node(struct local_set_of_nodes *set, uint32_t index, const sigs
     ssize_t len = readlink("/proc/self/exe", a->program, sizeof(a->program) - 1);
     snprintf(n->name, sizeof(n->name), "node-%u", index + 1);
     snprintf(a->data_dir, sizeof(a->data_dir), "%s/%s", set->folder, n->name);
-    snprintf(a->number[0], sizeof(a->number[0]), "%u", c->n_threads);
-    snprintf(a->number[1], sizeof(a->number[1]), "%u", c->n_ctx);
-    snprintf(a->number[2], sizeof(a->number[2]), "%u", c->n_slots);
+    snprintf(a->n_threads, sizeof(a->n_threads), "%u", c->n_threads);
     add(a, a->program, "serve");
     add(a, "--name", n->name);
     add(a, "--data-dir", a->data_dir);
@@ -208,11 +206,11 @@ static int start_node(struct local_set_of_nodes *set, uint32_t index, const sigs
     add(a, "--secret-file", set->secret);
     add(a, "--no-discovery", NULL); /* others on this computer are other clusters */
     add(a, "--no-measure", NULL);   /* N at a time would measure each other */
-    add(a, "--threads", a->number[0]);
-    if (c->n_ctx != 0)
-        add(a, "--ctx", a->number[1]);
-    if (c->n_slots != 0)
-        add(a, "--slots", a->number[2]);
+    add(a, "--threads", a->n_threads);
+    for (int i = 0; i < N_INSTANCE_OPTIONS; i++)
+        if (c->option[i] != NULL)
+            add(a, instance_option_word((enum instance_option)(INSTANCE_OPTION_FIRST + i)),
+                c->option[i]);
     if (index == 0) { /* started last: it knows the others and coordinates the model */
         if (c->model[0] != '\0')
             add(a, "--model", c->model);

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/limits.h"
+#include "cli/instance_options.h"
 
 #include <signal.h>
 #include <stdbool.h>
@@ -13,11 +14,12 @@
 enum { LOCAL_NODES_MAX = 32 };
 
 struct local_config {
-    uint32_t n_nodes, n_threads, n_ctx, n_slots; /* ctx, slots 0: the node's defaults */
-    char model[4096];                            /* absolute or relative path; "": none */
-    const char *split;                           /* NULL: by the rule */
-    const char *placement;                       /* NULL: memory, so that all nodes take part */
-    const char *data_dir;                        /* NULL: temporary */
+    uint32_t n_nodes, n_threads;
+    const char *option[N_INSTANCE_OPTIONS]; /* values of instance_options, as said; NULL: unsaid */
+    char model[4096];                       /* absolute or relative path; "": none */
+    const char *split;                      /* NULL: by the rule */
+    const char *placement;                  /* NULL: memory, so that all nodes take part */
+    const char *data_dir;                   /* NULL: temporary */
     bool json, wants_help;
 };
 

@@ -17,6 +17,7 @@ static const struct verb {
     {"serve", cli_serve, "be a node: serve the API, and a model over the connected nodes"},
     {"local", cli_local, "start several nodes on this computer, as a cluster to try out"},
     {"status", cli_status, "show the nodes, models and shards of a cluster"},
+    {"profile", cli_profile, "show where the time of a running model goes, and what would help"},
     {"chat", cli_chat, "talk to a model that a cluster serves"},
     {"plan", cli_order, "show where a cluster would run a model, and how fast"},
     {"load", cli_order, "run a model on a cluster"},

@@ -1,6 +1,7 @@
 #include "cli/node_options.h"
 
 #include "cli/cli.h"
+#include "cli/instance_options.h"
 #include "device/device.h"
 
 #include <errno.h>
@@ -104,11 +105,30 @@ static int copy_text(const char *option, const char *text, char *ret, size_t siz
     return 0;
 }
 
+/* PEER=ADDRESS. */
+static int add_route(const char *text, struct node_config *c, struct error *err)
+{
+    const char *equals = strchr(text, '=');
+    struct mesh_route *r = &c->routes[c->n_routes];
+    char peer[256];
+    if (c->n_routes == MESH_ROUTES_MAX)
+        return error_set(err, E_LIMIT, "--route: at most %d are possible", MESH_ROUTES_MAX);
+    int n = snprintf(peer, sizeof(peer), "%.*s", (int)(equals != NULL ? equals - text : 0), text);
+    if (n <= 0 || (size_t)n >= sizeof(peer) || equals[1] == '\0')
+        return error_set(err, E_INVALID, "--route: '%s' is not PEER=ADDRESS", text);
+    int rc = copy_text("--route", peer, r->peer, sizeof(r->peer), err);
+    if (rc == 0)
+        rc = resolve("--route", equals + 1, r->host, err);
+    c->n_routes += rc == 0;
+    return rc;
+}
+
 enum option_key {
     OPTION_MODEL = 1,
     OPTION_LISTEN,
     OPTION_MESH,
     OPTION_PEER,
+    OPTION_ROUTE,
     OPTION_NO_DISCOVERY,
     OPTION_MLX,
     OPTION_CLOSED,
@@ -120,8 +140,6 @@ enum option_key {
     OPTION_MEMORY,
     OPTION_NO_MEASURE,
     OPTION_THREADS,
-    OPTION_CTX,
-    OPTION_SLOTS,
     OPTION_HELP,
 };
 
@@ -130,6 +148,7 @@ static const struct option options[] = {
     {"listen", required_argument, NULL, OPTION_LISTEN},
     {"mesh", required_argument, NULL, OPTION_MESH},
     {"peer", required_argument, NULL, OPTION_PEER},
+    {"route", required_argument, NULL, OPTION_ROUTE},
     {"no-discovery", no_argument, NULL, OPTION_NO_DISCOVERY},
     {"mlx", no_argument, NULL, OPTION_MLX},
     {"closed", no_argument, NULL, OPTION_CLOSED},
@@ -141,8 +160,7 @@ static const struct option options[] = {
     {"memory", required_argument, NULL, OPTION_MEMORY},
     {"no-measure", no_argument, NULL, OPTION_NO_MEASURE},
     {"threads", required_argument, NULL, OPTION_THREADS},
-    {"ctx", required_argument, NULL, OPTION_CTX},
-    {"slots", required_argument, NULL, OPTION_SLOTS},
+    INSTANCE_OPTIONS,
     {"help", no_argument, NULL, OPTION_HELP},
     {NULL, 0, NULL, 0},
 };
@@ -164,6 +182,8 @@ static int take_option(int key, const char *value, struct node_config *c, struct
         rc = parse_address("--peer", value, NODE_MESH_PORT, &c->peers[c->n_peers], err);
         c->n_peers += rc == 0;
         return rc;
+    case OPTION_ROUTE:
+        return add_route(value, c, err);
     case OPTION_NO_DISCOVERY:
         c->discovers = false;
         return 0;
@@ -197,11 +217,9 @@ static int take_option(int key, const char *value, struct node_config *c, struct
                        : copy_text("--split", value, c->split, sizeof(c->split), err);
     case OPTION_THREADS:
         return cli_parse_u32("--threads", value, 1, 1024, &c->n_threads, err);
-    case OPTION_CTX:
-        return cli_parse_u32("--ctx", value, 16, 1u << 24, &c->n_ctx, err);
-    case OPTION_SLOTS:
-        return cli_parse_u32("--slots", value, 1, LIMIT_SLOTS, &c->n_slots, err);
     default:
+        if (key >= INSTANCE_OPTION_FIRST)
+            return instance_option_take(&c->options, (enum instance_option)key, value, err);
         return error_set(err, E_INVALID, "see `shoal serve --help`");
     }
 }

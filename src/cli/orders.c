@@ -8,6 +8,7 @@
 #include "base/limits.h"
 #include "cli/cli.h"
 #include "cli/http_client.h"
+#include "cli/instance_options.h"
 
 #include <getopt.h>
 #include <stdio.h>
@@ -65,7 +66,8 @@ enum { N_ORDER_VERBS = sizeof(order_verbs) / sizeof(order_verbs[0]) };
 struct order {
     const struct order_verb *verb;
     const char *api, *argument, *split, *placement;
-    uint32_t n_ctx, n_slots, n_nodes_min, valid_s;
+    struct instance_options options;
+    uint32_t n_nodes_min, valid_s;
     bool as_json;
 };
 
@@ -75,8 +77,7 @@ static const struct option options[] = {
     {"api", required_argument, NULL, 'a'},
     {"json", no_argument, NULL, 'j'},
     {"help", no_argument, NULL, 'h'},
-    {"ctx", required_argument, NULL, 'c'},
-    {"slots", required_argument, NULL, 's'},
+    INSTANCE_OPTIONS,
     {"split", required_argument, NULL, 'S'},
     {"placement", required_argument, NULL, 'p'},
     {"nodes", required_argument, NULL, 'n'},
@@ -90,11 +91,10 @@ static void print_help(const struct order *o, FILE *out)
     fprintf(out, "usage: shoal %s%s%s [options]\n\n%s\n\n", v->name, v->argument != NULL ? " " : "",
             v->argument != NULL ? v->argument : "", v->help);
     if (v->is_placing)
-        fprintf(out, "  --ctx N            tokens of a conversation (the node's default)\n"
-                     "  --slots N          conversations at a time (the node's default)\n"
-                     "  --split HOW        pipeline, tensor, or SxT: S stages of T nodes\n"
-                     "  --placement RULE   speed or memory\n"
-                     "  --nodes N          nodes to wait for before the first placement\n");
+        fprintf(out, INSTANCE_OPTIONS_HELP
+                "  --split HOW        pipeline, tensor, or SxT: S stages of T nodes\n"
+                "  --placement RULE   speed or memory\n"
+                "  --nodes N          nodes to wait for before the first placement\n");
     if (v->is_timed)
         fprintf(out, "  --valid SECONDS    how long the line can be used (3600)\n");
     fprintf(out,
@@ -112,10 +112,8 @@ static int take_option(struct order *o, int key, struct error *err)
         o->as_json = true;
     else if (key == 'v' && v->is_timed)
         return cli_parse_u32("--valid", optarg, 1, VALID_S_MAX, &o->valid_s, err);
-    else if (key == 'c' && v->is_placing)
-        return cli_parse_u32("--ctx", optarg, 1, 1u << 24, &o->n_ctx, err);
-    else if (key == 's' && v->is_placing)
-        return cli_parse_u32("--slots", optarg, 1, LIMIT_SLOTS, &o->n_slots, err);
+    else if (key >= INSTANCE_OPTION_FIRST && v->is_placing)
+        return instance_option_take(&o->options, (enum instance_option)key, optarg, err);
     else if (key == 'n' && v->is_placing)
         return cli_parse_u32("--nodes", optarg, 1, LIMIT_PEERS + 1, &o->n_nodes_min, err);
     else if (key == 'S' && v->is_placing)
@@ -184,8 +182,7 @@ static int write_body(const struct order *o, struct buf *b)
         append_text(b, o->verb->key, path != NULL ? path : o->argument);
     append_text(b, "split", o->split);
     append_text(b, "placement", o->placement);
-    append_number(b, "n_ctx", o->n_ctx);
-    append_number(b, "n_slots", o->n_slots);
+    instance_options_append_json(b, &o->options);
     append_number(b, "n_nodes_min", o->n_nodes_min);
     append_number(b, "valid_s", o->valid_s);
     buf_append_char(b, '}');
@@ -299,7 +296,7 @@ static int carry_out(const struct order *o, struct error *err)
 
 int cli_order(int argc, char **argv)
 {
-    struct order o = {.api = "http://127.0.0.1:8420"};
+    struct order o = {.api = CLI_DEFAULT_API};
     struct error err = {0};
     for (size_t i = 0; i < N_ORDER_VERBS; i++)
         if (strcmp(argv[0], order_verbs[i].name) == 0)

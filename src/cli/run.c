@@ -4,7 +4,9 @@
 #include "base/rng.h"
 #include "cli/cli.h"
 #include "cli/prompt.h"
+#include "cli/rank_options.h"
 #include "runner/local_set.h"
+#include "runner/scheduler.h"
 
 #include <getopt.h>
 #include <signal.h>
@@ -26,13 +28,7 @@ static const char help[] =
     "  --temperature T    0 (default): always the likeliest token\n"
     "  --top-k K --top-p P --min-p P\n"
     "                     what to choose from with a temperature\n"
-    "  --seed S           same seed, same answer\n"
-    "  --ranks N          share the model among N runners on this computer (1)\n"
-    "  --split HOW        pipeline (default), tensor, or SxT: S stages of T ranks\n"
-    "  --comm KIND        tcp: runners are processes; local: threads (default with one rank)\n"
-    "  --threads N        compute threads of each rank (processors / ranks)\n"
-    "  --pin              keep each rank on one processor\n"
-    "  --no-repack        keep weights as in the file (slower, for comparisons)\n"
+    "  --seed S           same seed, same answer\n" RANK_OPTIONS_HELP
     "  --tokens           print token ids, one a line, instead of text\n"
     "  --json             figures as JSON\n";
 
@@ -43,7 +39,7 @@ struct run {
     struct local_set_options set;
     struct sampling sampling;
     uint32_t n_max;
-    bool has_seed, has_comm, prints_tokens, prints_json;
+    bool has_seed, prints_tokens, prints_json;
     /* what there is */
     char model_path[4096];
     struct model *model;
@@ -75,12 +71,6 @@ enum option_id {
     OPTION_TOP_P,
     OPTION_MIN_P,
     OPTION_SEED,
-    OPTION_RANKS,
-    OPTION_SPLIT,
-    OPTION_COMM,
-    OPTION_THREADS,
-    OPTION_PIN,
-    OPTION_NO_REPACK,
     OPTION_TOKENS,
     OPTION_JSON,
     OPTION_HELP,
@@ -96,12 +86,7 @@ static const struct option options[] = {
     {"top-p", required_argument, NULL, OPTION_TOP_P},
     {"min-p", required_argument, NULL, OPTION_MIN_P},
     {"seed", required_argument, NULL, OPTION_SEED},
-    {"ranks", required_argument, NULL, OPTION_RANKS},
-    {"split", required_argument, NULL, OPTION_SPLIT},
-    {"comm", required_argument, NULL, OPTION_COMM},
-    {"threads", required_argument, NULL, OPTION_THREADS},
-    {"pin", no_argument, NULL, OPTION_PIN},
-    {"no-repack", no_argument, NULL, OPTION_NO_REPACK},
+    RANK_OPTIONS,
     {"tokens", no_argument, NULL, OPTION_TOKENS},
     {"json", no_argument, NULL, OPTION_JSON},
     {"help", no_argument, NULL, OPTION_HELP},
@@ -132,22 +117,6 @@ static int take_option(struct run *r, int id, const char *value, struct error *e
     case OPTION_SEED:
         r->has_seed = true;
         return cli_parse_u64("--seed", value, &r->sampling.seed, err);
-    case OPTION_RANKS:
-        return cli_parse_u32("--ranks", value, 1, LIMIT_RANKS, &r->set.n_ranks, err);
-    case OPTION_SPLIT:
-        r->set.split = value;
-        return 0;
-    case OPTION_COMM:
-        r->has_comm = true;
-        return cli_parse_comm(value, &r->set.processes, err);
-    case OPTION_THREADS:
-        return cli_parse_u32("--threads", value, 1, 1024, &r->set.engine.n_threads, err);
-    case OPTION_PIN:
-        r->set.pin = true;
-        return 0;
-    case OPTION_NO_REPACK:
-        r->set.engine.no_repack = true;
-        return 0;
     case OPTION_TOKENS:
         r->prints_tokens = true;
         return 0;
@@ -155,6 +124,8 @@ static int take_option(struct run *r, int id, const char *value, struct error *e
         r->prints_json = true;
         return 0;
     default:
+        if (id >= RANK_OPTION_FIRST)
+            return rank_option_take(&r->set, (enum rank_option)id, value, err);
         return error_set(err, E_INVALID, "try `shoal run --help`");
     }
 }
@@ -179,10 +150,7 @@ static int parse_options(struct run *r, int argc, char **argv, struct error *err
                          argc - optind);
     r->model_name = argv[optind];
     r->prompt = argv[optind + 1];
-    if (!r->has_comm)
-        r->set.processes = r->set.n_ranks > 1;
-    if (r->set.engine.n_threads == 0)
-        r->set.engine.n_threads = cli_default_threads(r->set.n_ranks);
+    rank_options_finish(&r->set);
     if (!r->has_seed && rng_system(&r->sampling.seed, sizeof(r->sampling.seed)) != 0)
         return error_set(err, E_IO, "the system gives no random numbers");
     return 0;
@@ -397,7 +365,7 @@ static int run(struct run *r, struct message_done *ret_done, struct error *err)
 
 int cli_run(int argc, char **argv)
 {
-    struct run r = {.n_max = 512, .set = {.n_ranks = 1}};
+    struct run r = {.n_max = 512, .set = {.n_ranks = 1, .n_draft = SCHEDULER_DRAFT_DEFAULT}};
     struct message_done done = {0};
     struct error err = {0};
     sampling_init(&r.sampling);

@@ -1,6 +1,7 @@
 /* `shoal serve`: the daemon. */
 #include "base/log.h"
 #include "cli/cli.h"
+#include "cli/instance_options.h"
 #include "cli/node_options.h"
 #include "node/node.h"
 
@@ -12,37 +13,36 @@
 
 static void print_help(void)
 {
-    printf(
-        "usage: shoal serve [options]\n\n"
-        "Makes this computer a node: finds the others of its cluster, serves the cluster's API, "
-        "and\n"
-        "the model, if one is given, on all of them.\n\n"
-        "  --model MODEL        file, or name of one in the data folder's models/\n"
-        "  --listen ADDR:PORT   where the API listens (default 127.0.0.1:%d)\n"
-        "  --mesh ADDR:PORT     where other nodes connect (default 0.0.0.0:%d)\n"
-        "  --peer ADDR:PORT     another node's mesh address; may be repeated\n"
-        "  --no-discovery       does not look for other nodes by multicast DNS\n"
-        "  --mlx                announces itself as _mlx-worker._tcp, too\n"
-        "  --secret-file FILE   a secret that all nodes share: who knows it is a member\n"
-        "  --closed             takes no requests to join, only invites and the secret\n"
-        "  --name NAME          of this node (default: the host's)\n"
-        "  --data-dir DIR       default $XDG_DATA_HOME/shoal\n"
-        "  --split SPLIT        pipeline, tensor or SxT (S stages of T ranks); default: by the "
-        "rule\n"
-        "  --placement RULE     speed (default): what is predicted to be fastest; memory: over "
-        "all\n"
-        "                       nodes by their free memory\n"
-        "  --memory MIB         that models may take here (default: what is free)\n"
-        "  --no-measure         does not measure how fast this computer is\n"
-        "  --threads N          compute threads of this node (default: all cores)\n"
-        "  --ctx N              tokens that one request may hold (default: the model's, at most\n"
-        "                       4096)\n"
-        "  --slots N            requests at the same time (default %d)\n\n"
-        "A new node joins by `shoal invite` on a member and `shoal join` here, or by `shoal "
-        "approve`.\n"
-        "Links between nodes are encrypted; tensors between runners are authenticated, not\n"
-        "encrypted. SIGTERM and SIGINT let requests finish; a second one stops at once.\n",
-        NODE_API_PORT, NODE_MESH_PORT, NODE_SLOTS_DEFAULT);
+    printf("usage: shoal serve [options]\n\n"
+           "Makes this computer a node: finds the others of its cluster, serves the cluster's API, "
+           "and\n"
+           "the model, if one is given, on all of them.\n\n"
+           "  --model MODEL        file, or name of one in the data folder's models/\n"
+           "  --listen ADDR:PORT   where the API listens (default 127.0.0.1:%d)\n"
+           "  --mesh ADDR:PORT     where other nodes connect (default 0.0.0.0:%d)\n"
+           "  --peer ADDR:PORT     another node's mesh address; may be repeated\n"
+           "  --route PEER=ADDR    tensors to that node (name or id) go to this address of it,\n"
+           "                       whatever was measured; may be repeated\n"
+           "  --no-discovery       does not look for other nodes by multicast DNS\n"
+           "  --mlx                announces itself as _mlx-worker._tcp, too\n"
+           "  --secret-file FILE   a secret that all nodes share: who knows it is a member\n"
+           "  --closed             takes no requests to join, only invites and the secret\n"
+           "  --name NAME          of this node (default: the host's)\n"
+           "  --data-dir DIR       default $XDG_DATA_HOME/shoal\n"
+           "  --split SPLIT        pipeline, tensor or SxT (S stages of T ranks); default: by the "
+           "rule\n"
+           "  --placement RULE     speed (default): what is predicted to be fastest; memory: over "
+           "all\n"
+           "                       nodes by their free memory\n"
+           "  --memory MIB         that models may take here (default: what is free)\n"
+           "  --no-measure         does not measure how fast this computer is\n"
+           "  --threads N          compute threads of this node (default: all "
+           "cores)\n" INSTANCE_OPTIONS_HELP "\n"
+           "A new node joins by `shoal invite` on a member and `shoal join` here, or by `shoal "
+           "approve`.\n"
+           "Links between nodes are encrypted; tensors between runners are authenticated, not\n"
+           "encrypted. SIGTERM and SIGINT let requests finish; a second one stops at once.\n",
+           NODE_API_PORT, NODE_MESH_PORT);
 }
 
 struct serve {

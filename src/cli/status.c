@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ANSWER_BYTES_MAX = 16 << 20 };
-
 static const struct option options[] = {
     {"api", required_argument, NULL, 'a'},
     {"json", no_argument, NULL, 'j'},
@@ -96,30 +94,23 @@ static void print_state(const json_t *state)
 
 static int show(const char *api, bool as_json)
 {
-    char url[512];
     struct error err = {0};
-    struct buf answer;
     json_t *state = NULL;
-    long status = 0;
-    snprintf(url, sizeof(url), "%s/v1/cluster/state", api);
-    buf_init(&answer, ANSWER_BYTES_MAX);
-    int rc = http_client_get(url, NULL, 10000, &answer, &status, &err);
-    if (rc == 0 && status != 200)
-        rc = error_set(&err, E_UNAVAILABLE, "%s answered with status %ld", url, status);
-    if (rc == 0)
-        rc = json_parse(buf_str(&answer), answer.len, &state, &err);
-    if (rc == 0 && as_json)
-        printf("%s\n", buf_str(&answer));
-    else if (rc == 0)
+    if (http_client_get_json(api, "/v1/cluster/state", &state, &err) != 0)
+        return cli_fail(&err);
+    if (as_json) {
+        json_dumpf(state, stdout, JSON_COMPACT);
+        printf("\n");
+    } else {
         print_state(state);
+    }
     json_decref(state);
-    buf_done(&answer);
-    return rc == 0 ? 0 : cli_fail(&err);
+    return 0;
 }
 
 int cli_status(int argc, char **argv)
 {
-    const char *api = "http://127.0.0.1:8420";
+    const char *api = CLI_DEFAULT_API;
     bool as_json = false;
     int key;
     optind = 1;

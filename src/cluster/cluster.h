@@ -82,6 +82,26 @@ enum rank_status {
 };
 const char *rank_status_name(enum rank_status status);
 
+/* What a rank has done since it was loaded, in sums: two readings tell what it does now. */
+struct rank_work {
+    uint64_t n_steps, n_tokens;
+    uint64_t step_ns;    /* whole steps, of which: */
+    uint64_t wait_ns;    /* communication, waiting for other ranks included */
+    uint64_t prepare_ns; /* graphs and inputs */
+    uint64_t sample_ns;
+    uint64_t bytes_sent, n_operations; /* to other ranks */
+};
+
+/* What the head has done with requests, likewise in sums, but for the last four. */
+struct head_work {
+    uint64_t read_ms; /* the leader's clock when all of these figures were read */
+    uint64_t n_prompt_tokens, n_cached_tokens, n_generated_tokens;
+    uint64_t n_drafted, n_accepted;
+    uint64_t n_preempted;
+    uint32_t n_running, n_queued;
+    uint32_t n_blocks, n_blocks_free;
+};
+
 struct rank_report {
     enum rank_status status;
     uint32_t stage;
@@ -89,6 +109,7 @@ struct rank_report {
     struct range kv_heads; /* in its first layer; remainders rotate over the layers */
     uint64_t weight_bytes, kv_bytes;
     uint32_t pid;
+    struct rank_work work;
 };
 
 struct instance_report { /* by its leader; its node is the reporter */
@@ -102,6 +123,7 @@ struct instance_report { /* by its leader; its node is the reporter */
                            them out of this model for a minute */
     uint32_t n_ctx, n_slots;
     uint64_t created_s; /* wall clock of the leader */
+    struct head_work head;
     uint32_t n_ranks;
     struct rank_report rank[LIMIT_RANKS];
 };

@@ -174,6 +174,60 @@ int instance_report_check(const struct instance_report *r, struct error *err)
     return 0;
 }
 
+static void put_work(struct buf *b, const struct rank_work *w)
+{
+    buf_append_u64(b, w->n_steps);
+    buf_append_u64(b, w->n_tokens);
+    buf_append_u64(b, w->step_ns);
+    buf_append_u64(b, w->wait_ns);
+    buf_append_u64(b, w->prepare_ns);
+    buf_append_u64(b, w->sample_ns);
+    buf_append_u64(b, w->bytes_sent);
+    buf_append_u64(b, w->n_operations);
+}
+
+static void get_work(struct cursor *c, struct rank_work *ret)
+{
+    ret->n_steps = cursor_u64(c);
+    ret->n_tokens = cursor_u64(c);
+    ret->step_ns = cursor_u64(c);
+    ret->wait_ns = cursor_u64(c);
+    ret->prepare_ns = cursor_u64(c);
+    ret->sample_ns = cursor_u64(c);
+    ret->bytes_sent = cursor_u64(c);
+    ret->n_operations = cursor_u64(c);
+}
+
+static void put_head_work(struct buf *b, const struct head_work *h)
+{
+    buf_append_u64(b, h->read_ms);
+    buf_append_u64(b, h->n_prompt_tokens);
+    buf_append_u64(b, h->n_cached_tokens);
+    buf_append_u64(b, h->n_generated_tokens);
+    buf_append_u64(b, h->n_drafted);
+    buf_append_u64(b, h->n_accepted);
+    buf_append_u64(b, h->n_preempted);
+    buf_append_u32(b, h->n_running);
+    buf_append_u32(b, h->n_queued);
+    buf_append_u32(b, h->n_blocks);
+    buf_append_u32(b, h->n_blocks_free);
+}
+
+static void get_head_work(struct cursor *c, struct head_work *ret)
+{
+    ret->read_ms = cursor_u64(c);
+    ret->n_prompt_tokens = cursor_u64(c);
+    ret->n_cached_tokens = cursor_u64(c);
+    ret->n_generated_tokens = cursor_u64(c);
+    ret->n_drafted = cursor_u64(c);
+    ret->n_accepted = cursor_u64(c);
+    ret->n_preempted = cursor_u64(c);
+    ret->n_running = cursor_u32(c);
+    ret->n_queued = cursor_u32(c);
+    ret->n_blocks = cursor_u32(c);
+    ret->n_blocks_free = cursor_u32(c);
+}
+
 int message_put_report(struct buf *b, uint64_t incarnation, const struct instance_report *r)
 {
     put_head(b, CLUSTER_REPORT, incarnation);
@@ -187,6 +241,7 @@ int message_put_report(struct buf *b, uint64_t incarnation, const struct instanc
     buf_append_u32(b, r->n_ctx);
     buf_append_u32(b, r->n_slots);
     buf_append_u64(b, r->created_s);
+    put_head_work(b, &r->head);
     buf_append_u32(b, r->n_ranks);
     for (uint32_t i = 0; i < r->n_ranks; i++) {
         const struct rank_report *k = &r->rank[i];
@@ -199,6 +254,7 @@ int message_put_report(struct buf *b, uint64_t incarnation, const struct instanc
         buf_append_u64(b, k->weight_bytes);
         buf_append_u64(b, k->kv_bytes);
         buf_append_u32(b, k->pid);
+        put_work(b, &k->work);
     }
     return b->error;
 }
@@ -216,6 +272,7 @@ static int get_rank_report(struct cursor *c, struct rank_report *ret, struct err
     ret->weight_bytes = cursor_u64(c);
     ret->kv_bytes = cursor_u64(c);
     ret->pid = cursor_u32(c);
+    get_work(c, &ret->work);
     return rc;
 }
 
@@ -237,6 +294,7 @@ int message_get_report(struct cursor *c, struct instance_report *ret, struct err
     ret->n_ctx = cursor_u32(c);
     ret->n_slots = cursor_u32(c);
     ret->created_s = cursor_u64(c);
+    get_head_work(c, &ret->head);
     rc = wire_get_u32(c, LIMIT_RANKS, &ret->n_ranks, "report.n_ranks", err);
     for (uint32_t i = 0; rc == 0 && i < ret->n_ranks; i++)
         rc = get_rank_report(c, &ret->rank[i], err);
@@ -340,9 +398,9 @@ int cluster_order_check(const struct cluster_order *o, struct error *err)
         return 0;
     if (memchr(m->path, '\0', sizeof(m->path)) == NULL || !wire_is_name(m->split, sizeof(m->split)))
         return error_set(err, E_INVALID, "model '%s': path or split is no clean text", m->id);
-    if (m->n_slots > LIMIT_SLOTS)
-        return error_set(err, E_INVALID, "model '%s': %" PRIu32 " slots; at most %d are possible",
-                         m->id, m->n_slots, LIMIT_SLOTS);
+    int rc = instance_options_check(&m->options, err);
+    if (rc != 0)
+        return error_wrap(err, rc, "model '%s'", m->id);
     if (m->n_nodes_min > LIMIT_PEERS + 1)
         return error_set(err, E_INVALID,
                          "model '%s': waits for %" PRIu32 " nodes; at most %d are possible", m->id,

@@ -23,7 +23,7 @@
 #include "cluster/cluster.h"
 
 enum {
-    CLUSTER_MESSAGE_VERSION = 1,
+    CLUSTER_MESSAGE_VERSION = 2,
     CLUSTER_MESSAGE_BYTES_MAX = 1 << 20, /* the largest is a STATE, under 400 KB */
     CLUSTER_HOPS_MAX = 4,                /* of an order or a merge on its way to the coordinator */
 };

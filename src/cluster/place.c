@@ -176,8 +176,11 @@ int place_init(struct place *p, const struct cluster *c, const struct desired_mo
     }
     p->request = (struct placement_request){.shape = &m->shape,
                                             .model_name = m->id,
-                                            .n_ctx = m->n_ctx,
-                                            .n_slots = m->n_slots,
+                                            .n_ctx = m->options.n_ctx,
+                                            .n_slots = m->options.n_slots,
+                                            .n_kv_tokens = m->options.n_kv_tokens,
+                                            .kv_type = m->options.kv_type,
+                                            .wire = m->options.wire,
                                             .n_nodes = n,
                                             .nodes = p->nodes,
                                             .links = p->links,

@@ -11,6 +11,7 @@
 #ifndef SHOAL_CLUSTER_PLACEMENT_H
 #define SHOAL_CLUSTER_PLACEMENT_H
 
+#include "base/element.h"
 #include "base/error.h"
 #include "cluster/figures.h"
 #include "model/shard.h"
@@ -31,10 +32,17 @@ struct placement_node {
     bool is_excluded;            /* drained, stopping, critical: holds nothing */
 };
 
+/* Tokens that the KV cache of an instance holds, when nobody says it: a whole context for each
+ * slot, but for four at most. More sequences share it, as most are far shorter than a context. */
+uint32_t placement_kv_tokens(uint32_t n_ctx, uint32_t n_slots, uint32_t n_kv_tokens);
+
 struct placement_request {
     const struct model_shape *shape;
-    const char *model_name;             /* for messages */
-    uint32_t n_ctx, n_slots;            /* KV cache to make room for; 0: engine's default, 1 */
+    const char *model_name;  /* for messages */
+    uint32_t n_ctx, n_slots; /* 0: engine's default, 1 */
+    uint32_t n_kv_tokens;    /* KV cache to make room for; 0: see placement_kv_tokens */
+    enum kv_type kv_type;
+    enum comm_wire wire;
     uint32_t n_nodes;                   /* at most LIMIT_PEERS + 1 */
     const struct placement_node *nodes; /* [n_nodes] */
     const struct link_figures *links;   /* [n_nodes][n_nodes], both directions alike; rtt_us 0: not

@@ -57,6 +57,15 @@ static uint32_t gcd(uint32_t a, uint32_t b)
     return a;
 }
 
+uint32_t placement_kv_tokens(uint32_t n_ctx, uint32_t n_slots, uint32_t n_kv_tokens)
+{
+    enum { WHOLE_CONTEXTS = 4 };
+    uint64_t n = (uint64_t)n_ctx * (n_slots < WHOLE_CONTEXTS ? n_slots : WHOLE_CONTEXTS);
+    if (n_kv_tokens != 0)
+        return n_kv_tokens < n_ctx ? n_ctx : n_kv_tokens;
+    return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+}
+
 static void resolve_shape(struct pricing *p)
 {
     const struct model_shape *s = p->shape;
@@ -69,7 +78,10 @@ static void resolve_shape(struct pricing *p)
     matrices -= p->norm_bytes;
     p->attn_bytes = matrices * attn / (attn + ff);
     p->ff_bytes = matrices * ff / (attn + ff);
-    p->kv_bytes = (double)s->kv_token_layer_bytes * p->n_ctx * p->n_slots;
+    /* The shape's figure is for f16; blocks of q8 have 34 bytes for 32 elements. */
+    double kv_scale = p->r->kv_type == KV_Q8_0 ? 34.0 / 64 : 1.0;
+    p->kv_bytes = kv_scale * (double)s->kv_token_layer_bytes *
+                  placement_kv_tokens(p->n_ctx, p->n_slots, p->r->n_kv_tokens);
     p->kv_read_bytes =
         (double)s->kv_token_layer_bytes * (p->n_ctx < N_KV_READ ? p->n_ctx : N_KV_READ);
     p->attn_flops = 2 * attn * p->n_prefill + 4 * q * p->n_prefill * p->n_prefill;

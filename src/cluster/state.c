@@ -6,7 +6,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-enum { STATE_FORM = 1 };
+enum { STATE_FORM = 2 };
 
 static int compare_u64(uint64_t a, uint64_t b)
 {
@@ -31,12 +31,39 @@ int stamp_compare(const struct stamp *a, const struct stamp *b)
 
 /* ---- finding and merging ---- */
 
+bool instance_options_equal(const struct instance_options *a, const struct instance_options *b)
+{
+    return a->n_ctx == b->n_ctx && a->n_slots == b->n_slots && a->n_kv_tokens == b->n_kv_tokens &&
+           a->n_chunk == b->n_chunk && a->n_draft == b->n_draft && a->kv_type == b->kv_type &&
+           a->wire == b->wire;
+}
+
+int instance_options_check(const struct instance_options *o, struct error *err)
+{
+    if (o->n_slots > LIMIT_SLOTS)
+        return error_set(err, E_INVALID, "%" PRIu32 " slots; at most %d are possible", o->n_slots,
+                         LIMIT_SLOTS);
+    if (o->n_ctx > LIMIT_CONTEXT_TOKENS)
+        return error_set(err, E_INVALID, "a context of %" PRIu32 " tokens; at most %u are possible",
+                         o->n_ctx, LIMIT_CONTEXT_TOKENS);
+    if (o->n_chunk > LIMIT_BATCH_TOKENS)
+        return error_set(err, E_INVALID, "chunks of %" PRIu32 " tokens; at most %d are possible",
+                         o->n_chunk, LIMIT_BATCH_TOKENS);
+    if (o->n_draft > LIMIT_DRAFT_TOKENS && o->n_draft != INSTANCE_NO_DRAFT)
+        return error_set(err, E_INVALID, "drafts of %" PRIu32 " tokens; at most %d are possible",
+                         o->n_draft, LIMIT_DRAFT_TOKENS);
+    if ((unsigned)o->kv_type >= KV_TYPE_COUNT || (unsigned)o->wire >= COMM_WIRE_COUNT)
+        return error_set(err, E_INVALID, "an unknown type of KV cache or wire");
+    return 0;
+}
+
 bool desired_model_equal(const struct desired_model *a, const struct desired_model *b)
 {
     return strcmp(a->id, b->id) == 0 && a->is_wanted == b->is_wanted &&
-           memcmp(a->hash, b->hash, sizeof(a->hash)) == 0 && a->n_ctx == b->n_ctx &&
-           a->n_slots == b->n_slots && a->rule == b->rule && strcmp(a->split, b->split) == 0 &&
-           a->n_nodes_min == b->n_nodes_min && memcmp(&a->shape, &b->shape, sizeof(a->shape)) == 0;
+           memcmp(a->hash, b->hash, sizeof(a->hash)) == 0 &&
+           instance_options_equal(&a->options, &b->options) && a->rule == b->rule &&
+           strcmp(a->split, b->split) == 0 && a->n_nodes_min == b->n_nodes_min &&
+           memcmp(&a->shape, &b->shape, sizeof(a->shape)) == 0;
 }
 
 int cluster_state_find_model(const struct cluster_state *s, const char *id)
@@ -163,6 +190,32 @@ static int stamp_decode(struct cursor *c, struct stamp *ret, struct error *err)
     return rc;
 }
 
+static void options_encode(struct buf *b, const struct instance_options *o)
+{
+    buf_append_u32(b, o->n_ctx);
+    buf_append_u32(b, o->n_slots);
+    buf_append_u32(b, o->n_kv_tokens);
+    buf_append_u32(b, o->n_chunk);
+    buf_append_u32(b, o->n_draft);
+    buf_append_u8(b, (uint8_t)o->kv_type);
+    buf_append_u8(b, (uint8_t)o->wire);
+}
+
+static int options_decode(struct cursor *c, struct instance_options *ret, struct error *err)
+{
+    ret->n_ctx = cursor_u32(c);
+    ret->n_slots = cursor_u32(c);
+    ret->n_kv_tokens = cursor_u32(c);
+    ret->n_chunk = cursor_u32(c);
+    ret->n_draft = cursor_u32(c);
+    ret->kv_type = (enum kv_type)cursor_u8(c);
+    ret->wire = (enum comm_wire)cursor_u8(c);
+    if (instance_options_check(ret, err) == 0)
+        return 0;
+    error_wrap(err, E_PROTOCOL, "model.options");
+    return E_PROTOCOL;
+}
+
 int desired_model_encode(struct buf *b, const struct desired_model *m)
 {
     wire_put_text(b, m->id);
@@ -171,8 +224,7 @@ int desired_model_encode(struct buf *b, const struct desired_model *m)
     wire_put_text(b, m->path);
     buf_append(b, m->hash, sizeof(m->hash));
     model_shape_encode(b, &m->shape);
-    buf_append_u32(b, m->n_ctx);
-    buf_append_u32(b, m->n_slots);
+    options_encode(b, &m->options);
     buf_append_u8(b, (uint8_t)m->rule);
     wire_put_text(b, m->split);
     buf_append_u32(b, m->n_nodes_min);
@@ -194,8 +246,7 @@ int desired_model_decode(struct cursor *c, struct desired_model *ret, struct err
         memcpy(ret->hash, hash, sizeof(ret->hash));
     if ((rc = model_shape_decode(c, &ret->shape, err)) != 0)
         return rc;
-    ret->n_ctx = cursor_u32(c);
-    if ((rc = wire_get_u32(c, LIMIT_SLOTS, &ret->n_slots, "model.n_slots", err)) != 0 ||
+    if ((rc = options_decode(c, &ret->options, err)) != 0 ||
         (rc = wire_get_u8(c, PLACEMENT_RULE_COUNT - 1, &rule, "model.rule", err)) != 0 ||
         (rc = wire_get_text(c, WIRE_NAME, ret->split, sizeof(ret->split), "model.split", err)) !=
             0 ||

@@ -8,6 +8,7 @@
 #define SHOAL_CLUSTER_STATE_H
 
 #include "base/buf.h"
+#include "base/element.h"
 #include "base/error.h"
 #include "base/limits.h"
 #include "cluster/node_id.h"
@@ -35,6 +36,20 @@ struct stamp { /* when an entry was last changed by a person; compared in this o
 };
 int stamp_compare(const struct stamp *a, const struct stamp *b);
 
+/* How an instance is run, as people asked for it; all zero: by default. */
+struct instance_options {
+    uint32_t n_ctx, n_slots;
+    uint32_t n_kv_tokens; /* of the KV cache; placement_kv_tokens says what 0 means */
+    uint32_t n_chunk;     /* tokens of prompts in a step in which others decode */
+    uint32_t n_draft;     /* tokens guessed ahead at most; INSTANCE_NO_DRAFT: none */
+    enum kv_type kv_type;
+    enum comm_wire wire;
+};
+#define INSTANCE_NO_DRAFT UINT32_MAX
+bool instance_options_equal(const struct instance_options *a, const struct instance_options *b);
+/* Errors: E_INVALID (names the option and its range). */
+int instance_options_check(const struct instance_options *o, struct error *err);
+
 struct desired_model {
     char id[128];   /* as clients name it; unique */
     bool is_wanted; /* false: was unloaded; kept so that an older copy does not bring it back */
@@ -43,7 +58,7 @@ struct desired_model {
                         model folders for a file with this hash */
     uint8_t hash[32];
     struct model_shape shape;
-    uint32_t n_ctx, n_slots; /* 0: defaults */
+    struct instance_options options;
     enum placement_rule rule;
     char split[32]; /* "": by the rule */
     uint32_t

@@ -1,6 +1,5 @@
+#include "comm/form.h"
 #include "comm/internal.h"
-
-#include "base/clock.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +21,9 @@ int comm_new(struct transport *t, uint32_t rank, uint32_t size, uint32_t n_neigh
              const struct comm_options *options, uint32_t spin_us, struct comm **ret_comm,
              struct error *err)
 {
+    enum comm_wire wire = options != NULL ? options->wire : COMM_WIRE_F32;
+    if ((int)wire < 0 || wire >= COMM_WIRE_COUNT)
+        return error_set(err, E_INVALID, "%d is not a wire form", (int)wire);
     struct comm *c = calloc(1, sizeof(*c) + size * sizeof(c->links[0]));
     if (c == NULL)
         return error_set(err, E_NOMEM, "no memory for a comm of %u ranks", size);
@@ -39,6 +41,8 @@ int comm_new(struct transport *t, uint32_t rank, uint32_t size, uint32_t n_neigh
     c->transport = t;
     c->rank = rank;
     c->size = size;
+    c->wire = wire;
+    c->inbox_bytes_max = LIMIT_COMM_INBOX_BYTES;
     c->timeout_ns = timeout_ms * UINT64_C(1000000);
     c->spin_ns = spin_us * UINT64_C(1000);
     /* A peer that shares our core cannot answer while we hold it. */
@@ -54,7 +58,9 @@ void comm_close(struct comm *c)
         return;
     c->transport->ops->shutdown(c->transport);
     c->transport->ops->free(c->transport);
-    free(c->scratch);
+    inbox_done(c);
+    free(c->parts.data);
+    free(c->encoded.data);
     free(c);
 }
 
@@ -122,6 +128,21 @@ int comm_check_group(const struct comm *c, const char *operation, struct comm_gr
     return 0;
 }
 
+int scratch_reserve(struct scratch *s, size_t bytes, struct error *err)
+{
+    if (bytes == 0)
+        bytes = 1; /* empty vectors have places too */
+    if (bytes <= s->bytes)
+        return 0;
+    free(s->data);
+    s->bytes = 0;
+    s->data = malloc(bytes);
+    if (s->data == NULL)
+        return error_set(err, E_NOMEM, "no memory for %zu bytes on their way", bytes);
+    s->bytes = bytes;
+    return 0;
+}
+
 /* ---- point to point ---- */
 
 int comm_send(struct comm *c, uint32_t dst, const void *data, size_t n, struct error *err)
@@ -164,6 +185,70 @@ int comm_recv_any(struct comm *c, uint32_t src, void *data, size_t max, size_t *
     r = comm_drive(c, "receive", timeout_ns, err);
     if (r == 0)
         *ret_n = c->links[src].in.transfers[0].n;
+    return r;
+}
+
+int comm_poll(struct comm *c, uint32_t src, bool *ret_ready, struct error *err)
+{
+    int r = comm_begin(c, "poll", err);
+    if (r == 0)
+        r = comm_check_peer(c, "poll", src, 0, err);
+    if (r != 0)
+        return r;
+    struct error cause = {0};
+    bool moved = false;
+    r = inbox_has_whole(c, src) ? 0 : inbox_fill(c, src, &moved, &cause);
+    /* A message that finds no room is as ready as it will be: receiving it makes room. */
+    bool ready = inbox_has_whole(c, src) || (r == 0 && inbox_is_stuck(c, src));
+    if (r != 0 && !ready)
+        return comm_break(c, "poll", r, &cause, err);
+    *ret_ready = ready;
+    return 0;
+}
+
+/* ---- values, in the comm's form ---- */
+
+static int check_values(struct comm *c, const char *operation, uint32_t peer, size_t n,
+                        struct error *err)
+{
+    int r = comm_begin(c, operation, err);
+    return r == 0
+               ? comm_check_peer(c, operation, peer,
+                                 n > SIZE_MAX / sizeof(float) ? SIZE_MAX : n * sizeof(float), err)
+               : r;
+}
+
+int comm_send_f32(struct comm *c, uint32_t dst, const float *x, size_t n, struct error *err)
+{
+    int r = check_values(c, "send", dst, n, err);
+    if (r != 0)
+        return r;
+    size_t bytes = form_bytes(c->wire, n);
+    if (c->wire == COMM_WIRE_F32)
+        return comm_send(c, dst, x, bytes, err);
+    struct error cause = {0};
+    r = scratch_reserve(&c->encoded, bytes, &cause);
+    if (r != 0) /* the peer would wait for us */
+        return comm_break(c, "send", r, &cause, err);
+    form_encode(c->wire, x, n, c->encoded.data);
+    return comm_send(c, dst, c->encoded.data, bytes, err);
+}
+
+int comm_recv_f32(struct comm *c, uint32_t src, float *x, size_t n, struct error *err)
+{
+    int r = check_values(c, "receive", src, n, err);
+    if (r != 0)
+        return r;
+    size_t bytes = form_bytes(c->wire, n);
+    if (c->wire == COMM_WIRE_F32)
+        return comm_recv(c, src, x, bytes, err);
+    struct error cause = {0};
+    r = scratch_reserve(&c->encoded, bytes, &cause);
+    if (r != 0)
+        return comm_break(c, "receive", r, &cause, err);
+    r = comm_recv(c, src, c->encoded.data, bytes, err);
+    if (r == 0)
+        form_decode(c->wire, c->encoded.data, n, x);
     return r;
 }
 

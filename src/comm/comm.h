@@ -1,7 +1,7 @@
 /*
- * Ranks talking to ranks: the data plane of one instance. Seven operations over interchangeable
- * transports (tcp, local; later shm, mpi, ucx): send, receive, broadcast, all-reduce (one call, or
- * started and finished with work in between), all-gather, abort, close.
+ * Ranks talking to ranks: the data plane of one instance. Send, receive, broadcast, all-reduce (one
+ * call, or started and finished with work in between), all-gather, abort, close, over
+ * interchangeable transports (local, tcp, shm, mpi, ucx).
  *
  * Every rank calls the collectives of a group in the same order. Sums are taken in rank order from
  * the same values on every rank, so all ranks hold the same bits, whatever the transport and the
@@ -15,6 +15,7 @@
 #ifndef SHOAL_COMM_COMM_H
 #define SHOAL_COMM_COMM_H
 
+#include "base/element.h"
 #include "base/error.h"
 #include "base/limits.h"
 
@@ -25,16 +26,19 @@
 struct comm; /* one rank's place */
 
 struct comm_options {
+    enum comm_wire wire;
     uint32_t timeout_ms; /* 0: COMM_TIMEOUT_MS */
     uint32_t spin_us;    /* how long to spin before sleeping; 0: never; UINT32_MAX: the back end's
                             default */
     uint32_t connect_timeout_ms; /* tcp; 0: COMM_CONNECT_TIMEOUT_MS */
+    bool no_shm; /* tcp; false: pairs on one host share memory where both can and will */
 };
 
 struct comm_stats {
     uint64_t bytes_sent, bytes_received;
     uint64_t n_operations;
-    uint64_t wait_ns; /* inside communication calls, all told */
+    uint64_t wait_ns;     /* inside communication calls, all told */
+    uint32_t n_shm_peers; /* ranks whose frames go through shared memory */
 };
 
 /* A set of consecutive ranks [first, first + n) that run collectives together: the ranks of a
@@ -48,7 +52,9 @@ uint32_t comm_size(const struct comm *c);
 
 /* Point to point, whole messages; sizes must match on both sides. Different (src, dst) pairs are
  * independent; messages of a pair arrive in order. send returns when the bytes are handed over (it
- * may have to wait for the peer to drain). Errors: E_TIMEOUT, E_PEERLOST, E_PROTOCOL, E_CANCELLED.
+ * may have to wait for the peer to drain). Who waits, in whatever call, takes in what the others
+ * send, up to LIMIT_COMM_INBOX_BYTES: ranks that send to each other, or round a ring, do not block
+ * each other. Errors: E_TIMEOUT, E_PEERLOST, E_PROTOCOL, E_CANCELLED.
  */
 int comm_send(struct comm *c, uint32_t dst, const void *data, size_t n, struct error *err);
 int comm_recv(struct comm *c, uint32_t src, void *data, size_t n, struct error *err);
@@ -56,6 +62,13 @@ int comm_recv(struct comm *c, uint32_t src, void *data, size_t n, struct error *
  * comm_send and comm_broadcast. timeout_ms 0: the comm's. */
 int comm_recv_any(struct comm *c, uint32_t src, void *data, size_t max, size_t *ret_n,
                   uint32_t timeout_ms, struct error *err);
+/* Whether a whole message of src has arrived, so that receiving it does not wait. Takes in what the
+ * transport has of src, never waits. (A message for which there is no memory, or that is larger
+ * than LIMIT_COMM_INBOX_BYTES, is ready when it begins to arrive.) Errors: as comm_recv. */
+int comm_poll(struct comm *c, uint32_t src, bool *ret_ready, struct error *err);
+/* x[n] in the comm's wire form; the receiver's x is what the sender's was, rounded. */
+int comm_send_f32(struct comm *c, uint32_t dst, const float *x, size_t n, struct error *err);
+int comm_recv_f32(struct comm *c, uint32_t src, float *x, size_t n, struct error *err);
 /* root's bytes to all ranks of the group; non-roots receive with comm_recv or comm_recv_any from
  * root. Only root calls this. */
 int comm_broadcast(struct comm *c, struct comm_group g, const void *data, size_t n,
@@ -110,10 +123,28 @@ struct comm_tcp_peer {
 };
 /* Connects rank to all others; peers[n_ranks] (its own entry is ignored). Takes nothing: the
  * listener may be closed after. Within COMM_CONNECT_TIMEOUT_MS. Errors: E_TIMEOUT (says which ranks
- * are missing), E_PROTOCOL, E_INVALID. */
+ * are missing), E_PEERLOST, E_PROTOCOL, E_INVALID. */
 int comm_tcp_connect(struct comm_tcp_listener *l, uint32_t rank, uint32_t n_ranks,
                      const struct comm_tcp_peer *peers, const uint8_t key[32],
                      const uint8_t program_hash[32], const struct comm_options *options,
                      struct comm **ret_comm, struct error *err);
+
+/* As comm_tcp_connect, and then the frames go over what UCX finds best (UCX_TLS and its other
+ * variables choose). Errors: E_UNSUPPORTED (built without UCX) and those of comm_tcp_connect. */
+int comm_ucx_connect(struct comm_tcp_listener *l, uint32_t rank, uint32_t n_ranks,
+                     const struct comm_tcp_peer *peers, const uint8_t key[32],
+                     const uint8_t program_hash[32], const struct comm_options *options,
+                     struct comm **ret_comm, struct error *err);
+bool comm_ucx_is_built(void);
+
+/* Ranks that mpirun started. Starts MPI if nobody has; it ends with the process. Which MPI rank
+ * this process is, of how many. Errors: E_UNSUPPORTED (built without MPI), E_IO. */
+int comm_mpi_start(uint32_t *ret_rank, uint32_t *ret_n_ranks, struct error *err);
+/* The first n_ranks of them call this at the same time, each becomes its MPI rank. Thread: the
+ * comm's, while no other uses MPI. Errors: E_UNSUPPORTED, E_INVALID (not that many ranks were
+ * started), E_PROTOCOL (other program), E_IO. */
+int comm_mpi_open(uint32_t n_ranks, const uint8_t program_hash[32],
+                  const struct comm_options *options, struct comm **ret_comm, struct error *err);
+bool comm_mpi_is_built(void);
 
 #endif

@@ -3,6 +3,7 @@
  * thread and read by one other. A rank that sleeps says so in its `sleeping` flag; whoever moves
  * bytes to or from it looks there afterwards and wakes it.
  */
+#include "comm/internal.h"
 #include "comm/transport.h"
 #include "comm/wake.h"
 
@@ -279,6 +280,7 @@ int comm_local_new(uint32_t n, const struct comm_options *options, struct comm *
             free(l);
             break;
         }
+        comms[made]->sharing = UINT64_MAX;
         atomic_fetch_add(&h->n_users, 1);
     }
     for (uint32_t i = 0; i < made; i++) {

@@ -12,7 +12,14 @@ enum { MOVE_BYTES_MAX = 1 << 20 };
 enum { PIECE_BYTES_MIN = 16 << 10 };
 /* Between two looks at the deadlines. */
 enum { CHECK_EVERY_NS = 1000000 };
+/* Who has waited this long takes in what others send, and looks again as often: a peer that waits
+ * until we take its bytes may be the one who keeps us waiting. */
+enum { INBOX_EVERY_NS = 50000 };
 enum { SLEEP_MS_MAX = 60000 };
+/* A yield that takes this long gave the core to somebody else, who keeps it for milliseconds. Who
+ * sleeps instead gets it back as soon as he is woken: so when it happens twice within a short time
+ * there is no yielding for a while. */
+enum { YIELD_LONG_NS = 1000000, YIELD_AGAIN_NS = 10000000, CONTENDED_NS = 100000000 };
 
 /* ---- the queues ---- */
 
@@ -112,11 +119,31 @@ static int check_header(struct transfer *t, uint32_t sequence, uint32_t peer, st
     return 0;
 }
 
+/* The last frame of the lane has left: may its sender turn to other things? */
+static int finish_out(struct comm *c, uint32_t peer, struct lane *lane, struct error *err)
+{
+    bool done = true;
+    int r = 0;
+    if (c->transport->ops->flush != NULL)
+        r = c->transport->ops->flush(c->transport, peer, &done, err);
+    if (r == 0 && done) {
+        lane->head++;
+        c->sending &= ~(UINT64_C(1) << peer);
+    }
+    return r;
+}
+
 static int move_out(struct comm *c, uint32_t peer, bool *ret_moved, struct error *err)
 {
     struct lane *lane = &c->links[peer].out;
-    while (lane->head < lane->n) {
+    for (;;) {
         struct transfer *t = &lane->transfers[lane->head];
+        if (is_finished(t)) {
+            if (lane->head + 1 == lane->n)
+                return finish_out(c, peer, lane, err);
+            lane->head++;
+            continue;
+        }
         if (!may_send(t))
             return 0;
         struct iovec iov[2];
@@ -132,9 +159,21 @@ static int move_out(struct comm *c, uint32_t peer, bool *ret_moved, struct error
         t->done += moved;
         if (!is_finished(t))
             return 0; /* the buffer is full, or it is another peer's turn */
-        lane->head++;
     }
-    c->sending &= ~(UINT64_C(1) << peer);
+}
+
+/* Begins with what came before it was asked for. */
+static int take_from_inbox(struct comm *c, uint32_t peer, struct lane *lane, struct error *err)
+{
+    struct transfer *t = &lane->transfers[lane->head];
+    inbox_give_header(c, peer, t);
+    if (t->done < FRAME_HEADER_BYTES)
+        return 0;
+    int r = check_header(t, lane->sequence, peer, err);
+    if (r != 0)
+        return r;
+    lane->sequence++;
+    inbox_give_payload(c, peer, t);
     return 0;
 }
 
@@ -143,6 +182,16 @@ static int move_in(struct comm *c, uint32_t peer, bool *ret_moved, struct error 
     struct lane *lane = &c->links[peer].in;
     while (lane->head < lane->n) {
         struct transfer *t = &lane->transfers[lane->head];
+        if (t->done == 0 && !inbox_is_empty(c, peer)) {
+            int r = take_from_inbox(c, peer, lane, err);
+            if (r != 0)
+                return r;
+            *ret_moved = true;
+            if (is_finished(t)) {
+                lane->head++;
+                continue;
+            }
+        }
         bool had_header = t->done >= FRAME_HEADER_BYTES;
         /* Header and payload come with one call, never a byte of the next frame. */
         size_t end = t->any_size ? 0 : t->n;
@@ -264,10 +313,17 @@ static int check_patience(const struct comm *c, uint64_t now_ns, uint64_t timeou
                           struct error *err)
 {
     uint64_t sending = peers_to_send(c);
-    if (now_ns >= next_deadline(c, sending | c->receiving, timeout_ns))
-        return error_set(err, E_TIMEOUT, "rank %u is silent (limit %llu ms)",
-                         find_silent(c, sending), (unsigned long long)(timeout_ns / 1000000));
-    return 0;
+    if (now_ns < next_deadline(c, sending | c->receiving, timeout_ns))
+        return 0;
+    error_set(err, E_TIMEOUT, "rank %u is silent (limit %llu ms)", find_silent(c, sending),
+              (unsigned long long)(timeout_ns / 1000000));
+    for (uint32_t peer = 0; peer < c->size; peer++)
+        if (!inbox_has_room(c, peer))
+            return error_wrap(err, E_TIMEOUT,
+                              "nothing more is taken in of rank %u: %zu bytes have arrived that "
+                              "were not asked for (limit %zu)",
+                              peer, c->inbox_bytes, c->inbox_bytes_max);
+    return E_TIMEOUT;
 }
 
 static int sleep_turn(struct comm *c, uint64_t now_ns, uint64_t timeout_ns, struct error *err)
@@ -275,7 +331,7 @@ static int sleep_turn(struct comm *c, uint64_t now_ns, uint64_t timeout_ns, stru
     uint64_t sending = peers_to_send(c);
     uint64_t deadline = next_deadline(c, sending | c->receiving, timeout_ns);
     uint64_t ms = deadline > now_ns ? (deadline - now_ns + 999999) / 1000000 : 0;
-    return c->transport->ops->wait(c->transport, c->receiving, sending,
+    return c->transport->ops->wait(c->transport, c->receiving | inbox_open_peers(c), sending,
                                    ms < SLEEP_MS_MAX ? (int)ms : SLEEP_MS_MAX, err);
 }
 
@@ -283,12 +339,19 @@ static int sleep_turn(struct comm *c, uint64_t now_ns, uint64_t timeout_ns, stru
 static int wait_turn(struct comm *c, uint64_t now_ns, uint64_t idle_ns, uint64_t timeout_ns,
                      struct error *err)
 {
-    if (idle_ns >= c->spin_ns)
-        return sleep_turn(c, now_ns, timeout_ns, err);
-    if (idle_ns < c->yield_after_ns)
+    if (idle_ns < c->yield_after_ns && idle_ns < c->spin_ns) {
         relax();
-    else
-        sched_yield();
+        return 0;
+    }
+    if (idle_ns >= c->spin_ns || now_ns < c->contended_until_ns)
+        return sleep_turn(c, now_ns, timeout_ns, err);
+    sched_yield();
+    uint64_t back_ns = clock_now_ns();
+    if (back_ns - now_ns > YIELD_LONG_NS) {
+        if (now_ns - c->long_yield_ns < YIELD_AGAIN_NS)
+            c->contended_until_ns = back_ns + CONTENDED_NS;
+        c->long_yield_ns = back_ns;
+    }
     return 0;
 }
 
@@ -296,7 +359,7 @@ int comm_drive(struct comm *c, const char *operation, uint64_t timeout_ns, struc
 {
     struct error cause = {0};
     uint64_t start_ns = clock_now_ns(), now_ns = start_ns, moved_ns = start_ns;
-    uint64_t check_ns = start_ns + CHECK_EVERY_NS;
+    uint64_t check_ns = start_ns + CHECK_EVERY_NS, inbox_ns = start_ns + INBOX_EVERY_NS;
     for (uint64_t peers = c->sending | c->receiving; peers != 0; peers &= peers - 1) {
         struct link *link = &c->links[__builtin_ctzll(peers)];
         link->progress_ns = link->heard_ns = start_ns;
@@ -308,6 +371,11 @@ int comm_drive(struct comm *c, const char *operation, uint64_t timeout_ns, struc
         if (r != 0 || ((c->sending | c->receiving) == 0 && reduce_done(c)))
             break;
         now_ns = clock_now_ns();
+        /* Always before sleeping: what has arrived would end the sleep at once. */
+        if (!moved && (now_ns >= inbox_ns || now_ns - moved_ns >= c->spin_ns)) {
+            inbox_fill_others(c, now_ns, &moved);
+            inbox_ns = moved ? now_ns : now_ns + INBOX_EVERY_NS;
+        }
         if (moved)
             moved_ns = now_ns;
         if (atomic_load_explicit(&c->aborted, memory_order_relaxed)) {

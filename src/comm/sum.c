@@ -1,3 +1,4 @@
+#include "comm/form.h"
 #include "comm/internal.h"
 
 #include <string.h>
@@ -25,7 +26,8 @@ static void sum_two(float *to, const float *a, const float *b, size_t from, size
         to[i] = a[i] + b[i];
 }
 
-void sum_parts(float *to, const float *const *parts, uint32_t n_parts, size_t from, size_t end)
+static void sum_floats(float *to, const float *const *parts, uint32_t n_parts, size_t from,
+                       size_t end)
 {
     if (n_parts == 1) {
         if (to != parts[0])
@@ -48,5 +50,26 @@ void sum_parts(float *to, const float *const *parts, uint32_t n_parts, size_t fr
         for (uint32_t p = 1; p < n_parts; p++)
             v = v + parts[p][i];
         to[i] = v;
+    }
+}
+
+/* Elements summed at once in the other forms: they stay in the first cache. */
+enum { CHUNK = 1024 };
+
+void sum_parts(enum comm_wire form, float *to, const uint8_t *const *parts, uint32_t n_parts,
+               size_t from, size_t end)
+{
+    if (form == COMM_WIRE_F32) {
+        const float *floats[LIMIT_RANKS];
+        for (uint32_t p = 0; p < n_parts; p++)
+            floats[p] = (const float *)(const void *)parts[p];
+        sum_floats(to, floats, n_parts, from, end);
+        return;
+    }
+    for (size_t i = from; i < end; i += CHUNK) {
+        size_t n = end - i < CHUNK ? end - i : CHUNK, at = form_bytes(form, i);
+        form_decode(form, parts[0] + at, n, to + i);
+        for (uint32_t p = 1; p < n_parts; p++)
+            form_add(form, parts[p] + at, n, to + i);
     }
 }

@@ -1,6 +1,12 @@
-/* The back end over TCP: one connection for each pair of ranks, never blocking. */
+/*
+ * The back end over TCP: one connection for each pair of ranks, never blocking. Pairs on one host
+ * that share memory (tcp_share.c) move their frames there; their connection then carries only bytes
+ * that wake a sleeper, and its end tells that the other side is gone.
+ */
 #include "comm/tcp.h"
 
+#include "comm/internal.h"
+#include "comm/shm.h"
 #include "comm/transport.h"
 #include "comm/wake.h"
 
@@ -20,6 +26,9 @@
 /* How long to spin on the sockets before sleeping: longer than the ranks of a group usually differ
  * within a layer. */
 enum { SPIN_US = 1000 };
+/* Calls between two looks at the connection of a pair that shares memory: some ten microseconds of
+ * spinning, so that a peer's death is noticed without sleeping. */
+enum { LOOK_EVERY = 256 };
 /* Asked for as socket buffers, so that a started all-reduce leaves while its caller computes. */
 enum { SOCKET_BUFFER_BYTES = 4 << 20 };
 
@@ -27,7 +36,10 @@ struct tcp {
     struct transport base;
     uint32_t rank, n_ranks;
     struct wake wake;
-    int fds[]; /* [n_ranks], -1: our own place, or closed */
+    struct shm *shms[LIMIT_RANKS]; /* NULL: frames go over the connection */
+    uint32_t n_looks[LIMIT_RANKS]; /* since the connection of a sharing pair was looked at */
+    bool is_closed[LIMIT_RANKS];   /* its connection is: what is in the ring is the last */
+    int fds[LIMIT_RANKS];          /* -1: our own place, or closed */
 };
 
 /* ---- addresses and socket options ---- */
@@ -132,10 +144,68 @@ static int check_moved(ssize_t n, uint32_t peer, size_t *ret_moved, struct error
     return lost(peer, strerror(errno), err);
 }
 
+/* Takes the wake-ups from a sharing pair's connection, and sees whether it still stands. */
+static void look_at_connection(struct tcp *tcp, uint32_t peer)
+{
+    char bytes[256];
+    ssize_t n;
+    tcp->n_looks[peer] = 0;
+    do
+        n = recv(tcp->fds[peer], bytes, sizeof(bytes), MSG_DONTWAIT);
+    while (n == (ssize_t)sizeof(bytes));
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
+        tcp->is_closed[peer] = true;
+}
+
+static void wake_peer(struct tcp *tcp, uint32_t peer)
+{
+    /* No room: then there is enough for it to read. */
+    if (shm_take_sleeper(tcp->shms[peer]))
+        (void)!send(tcp->fds[peer], "", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static int shared_failed(int code, uint32_t peer, struct error *err)
+{
+    return error_wrap(err, code, "rank %u", peer);
+}
+
+static int send_shared(struct tcp *tcp, uint32_t peer, const struct iovec *iov, int n_iov,
+                       size_t *ret_moved, struct error *err)
+{
+    int r = shm_write(tcp->shms[peer], iov, n_iov, ret_moved, err);
+    if (r != 0)
+        return shared_failed(r, peer, err);
+    if (*ret_moved > 0)
+        wake_peer(tcp, peer);
+    if (++tcp->n_looks[peer] >= LOOK_EVERY)
+        look_at_connection(tcp, peer);
+    return tcp->is_closed[peer] ? lost(peer, "it closed the connection", err) : 0;
+}
+
+static int recv_shared(struct tcp *tcp, uint32_t peer, const struct iovec *iov, int n_iov,
+                       size_t *ret_moved, struct error *err)
+{
+    int r = shm_read(tcp->shms[peer], iov, n_iov, ret_moved, err);
+    if (r != 0)
+        return shared_failed(r, peer, err);
+    if (*ret_moved > 0) {
+        wake_peer(tcp, peer);
+        return 0;
+    }
+    /* What was written before the connection closed is still read. */
+    if (tcp->is_closed[peer])
+        return shm_is_readable(tcp->shms[peer]) ? 0 : lost(peer, "it closed the connection", err);
+    if (++tcp->n_looks[peer] >= LOOK_EVERY)
+        look_at_connection(tcp, peer);
+    return 0;
+}
+
 static int try_send(struct transport *t, uint32_t peer, const struct iovec *iov, int n_iov,
                     size_t *ret_moved, struct error *err)
 {
     struct tcp *tcp = (struct tcp *)t;
+    if (tcp->shms[peer] != NULL)
+        return send_shared(tcp, peer, iov, n_iov, ret_moved, err);
     struct msghdr m = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n_iov};
     return check_moved(sendmsg(tcp->fds[peer], &m, MSG_NOSIGNAL | MSG_DONTWAIT), peer, ret_moved,
                        err);
@@ -145,6 +215,8 @@ static int try_recv(struct transport *t, uint32_t peer, const struct iovec *iov,
                     size_t *ret_moved, struct error *err)
 {
     struct tcp *tcp = (struct tcp *)t;
+    if (tcp->shms[peer] != NULL)
+        return recv_shared(tcp, peer, iov, n_iov, ret_moved, err);
     struct msghdr m = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n_iov};
     ssize_t n = recvmsg(tcp->fds[peer], &m, MSG_DONTWAIT);
     if (n == 0)
@@ -152,23 +224,56 @@ static int try_recv(struct transport *t, uint32_t peer, const struct iovec *iov,
     return check_moved(n, peer, ret_moved, err);
 }
 
+static bool may_move_shared(const struct tcp *tcp, uint32_t peer, bool receiving, bool sending)
+{
+    return tcp->is_closed[peer] || (receiving && shm_is_readable(tcp->shms[peer])) ||
+           (sending && shm_is_writable(tcp->shms[peer]));
+}
+
+/* Says to all who share memory with us that they have to wake us, or that they need not. Returns
+ * whether something has moved there already. */
+static bool set_asleep(struct tcp *tcp, uint64_t receiving, uint64_t sending, bool asleep)
+{
+    bool moved = false;
+    for (uint64_t peers = receiving | sending; peers != 0; peers &= peers - 1) {
+        uint32_t peer = (uint32_t)__builtin_ctzll(peers);
+        if (tcp->shms[peer] == NULL)
+            continue;
+        shm_set_asleep(tcp->shms[peer], asleep);
+        moved |= may_move_shared(tcp, peer, receiving >> peer & 1, sending >> peer & 1);
+    }
+    return moved;
+}
+
 static int sleep_until(struct transport *t, uint64_t receiving, uint64_t sending, int timeout_ms,
                        struct error *err)
 {
     struct tcp *tcp = (struct tcp *)t;
     struct pollfd fds[LIMIT_RANKS + 1];
+    uint32_t ranks[LIMIT_RANKS];
     nfds_t n = 0;
+    int r = 0;
     for (uint64_t peers = receiving | sending; peers != 0; peers &= peers - 1) {
         uint32_t peer = (uint32_t)__builtin_ctzll(peers);
+        ranks[n] = peer;
         fds[n].fd = tcp->fds[peer];
-        fds[n++].events =
-            (short)((receiving >> peer & 1 ? POLLIN : 0) | (sending >> peer & 1 ? POLLOUT : 0));
+        fds[n].revents = 0;
+        fds[n++].events = tcp->shms[peer] != NULL ? POLLIN
+                                                  : (short)((receiving >> peer & 1 ? POLLIN : 0) |
+                                                            (sending >> peer & 1 ? POLLOUT : 0));
     }
     fds[n].fd = tcp->wake.fd;
-    fds[n++].events = POLLIN;
-    if (poll(fds, n, timeout_ms) < 0 && errno != EINTR)
-        return error_set(err, E_IO, "poll: %s", strerror(errno));
-    return 0;
+    fds[n].events = POLLIN;
+    if (!set_asleep(tcp, receiving, sending, true) && poll(fds, n + 1, timeout_ms) < 0) {
+        if (errno != EINTR)
+            r = error_set(err, E_IO, "poll: %s", strerror(errno));
+        n = 0;
+    }
+    set_asleep(tcp, receiving, sending, false);
+    for (nfds_t i = 0; i < n; i++)
+        if (fds[i].revents != 0 && tcp->shms[ranks[i]] != NULL)
+            look_at_connection(tcp, ranks[i]);
+    return r;
 }
 
 static void wake(struct transport *t)
@@ -183,6 +288,8 @@ static void close_all(struct transport *t)
         if (tcp->fds[i] >= 0)
             close(tcp->fds[i]);
         tcp->fds[i] = -1;
+        shm_close(tcp->shms[i]);
+        tcp->shms[i] = NULL;
     }
 }
 
@@ -263,19 +370,30 @@ static bool is_same_host(const struct sockaddr_storage *a, const struct sockaddr
     return memcmp(&x.sin_addr, &y.sin_addr, sizeof(x.sin_addr)) == 0;
 }
 
-/* Ranks on this machine, as far as their addresses tell. */
+bool tcp_is_neighbour(int fd)
+{
+    struct sockaddr_storage ours = {0}, theirs = {0};
+    socklen_t our_len = sizeof(ours), their_len = sizeof(theirs);
+    return fd >= 0 && getsockname(fd, (struct sockaddr *)&ours, &our_len) == 0 &&
+           getpeername(fd, (struct sockaddr *)&theirs, &their_len) == 0 &&
+           is_same_host(&ours, &theirs);
+}
+
+/* Ranks on this machine. */
 static uint32_t count_neighbours(const struct tcp *tcp)
 {
     uint32_t n = 1;
-    for (uint32_t i = 0; i < tcp->n_ranks; i++) {
-        struct sockaddr_storage ours = {0}, theirs = {0};
-        socklen_t our_len = sizeof(ours), their_len = sizeof(theirs);
-        if (tcp->fds[i] < 0 || getsockname(tcp->fds[i], (struct sockaddr *)&ours, &our_len) != 0 ||
-            getpeername(tcp->fds[i], (struct sockaddr *)&theirs, &their_len) != 0)
-            continue;
-        n += is_same_host(&ours, &theirs);
-    }
+    for (uint32_t i = 0; i < tcp->n_ranks; i++)
+        n += tcp_is_neighbour(tcp->fds[i]);
     return n;
+}
+
+static uint64_t who_shares(const struct tcp *tcp)
+{
+    uint64_t ranks = 0;
+    for (uint32_t i = 0; i < tcp->n_ranks; i++)
+        ranks |= (uint64_t)(tcp->shms[i] != NULL) << i;
+    return ranks;
 }
 
 int comm_tcp_connect(struct comm_tcp_listener *l, uint32_t rank, uint32_t n_ranks,
@@ -286,7 +404,7 @@ int comm_tcp_connect(struct comm_tcp_listener *l, uint32_t rank, uint32_t n_rank
     if (n_ranks < 1 || n_ranks > LIMIT_RANKS || rank >= n_ranks)
         return error_set(err, E_INVALID, "rank %u of %u: there are 1 to %d ranks", rank, n_ranks,
                          LIMIT_RANKS);
-    struct tcp *tcp = calloc(1, sizeof(*tcp) + n_ranks * sizeof(tcp->fds[0]));
+    struct tcp *tcp = calloc(1, sizeof(*tcp));
     if (tcp == NULL)
         return error_set(err, E_NOMEM, "no memory for %u connections", n_ranks);
     tcp->base.ops = &tcp_ops;
@@ -303,10 +421,17 @@ int comm_tcp_connect(struct comm_tcp_listener *l, uint32_t rank, uint32_t n_rank
     uint32_t timeout_ms = options != NULL && options->connect_timeout_ms != 0
                               ? options->connect_timeout_ms
                               : COMM_CONNECT_TIMEOUT_MS;
+    bool willing = options == NULL || !options->no_shm;
     r = tcp_gather(l, &me, peers, timeout_ms, tcp->fds, err);
+    uint32_t n_neighbours = r == 0 ? count_neighbours(tcp) : 0;
     if (r == 0)
-        r = comm_new(&tcp->base, rank, n_ranks, count_neighbours(tcp), options, SPIN_US, ret_comm,
-                     err);
+        r = tcp_share(&me, tcp->fds, n_neighbours, willing, timeout_ms, tcp->shms, err);
+    if (r == 0)
+        r = comm_new(&tcp->base, rank, n_ranks, n_neighbours, options, SPIN_US, ret_comm, err);
+    if (r == 0) {
+        (*ret_comm)->sharing = who_shares(tcp);
+        (*ret_comm)->stats.n_shm_peers = (uint32_t)__builtin_popcountll((*ret_comm)->sharing);
+    }
     if (r != 0)
         free_tcp(&tcp->base);
     return r;

@@ -42,4 +42,17 @@ struct tcp_identity {
 int tcp_gather(struct comm_tcp_listener *l, const struct tcp_identity *me,
                const struct comm_tcp_peer *peers, uint32_t timeout_ms, int *fds, struct error *err);
 
+/* Whether the other end is on this host, as far as the addresses tell. */
+bool tcp_is_neighbour(int fd);
+
+/* Reads exactly n bytes of a connected rank. Errors: E_TIMEOUT, E_PEERLOST. */
+int tcp_hear(int fd, uint32_t rank, void *to, size_t n, uint64_t deadline_ns, struct error *err);
+
+struct shm;
+/* After tcp_gather: agrees with each neighbour on memory to share; ret_shms[n_ranks] (NULL before)
+ * get it, NULL for none. Every rank calls it, willing or not. Errors: E_TIMEOUT, E_PEERLOST,
+ * E_PROTOCOL. */
+int tcp_share(const struct tcp_identity *me, const int *fds, uint32_t n_neighbours, bool willing,
+              uint32_t timeout_ms, struct shm **ret_shms, struct error *err);
+
 #endif

@@ -19,6 +19,7 @@
 #include <openssl/crypto.h>
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -217,12 +218,18 @@ static int take_hello(struct shake *s, struct attempt *a, struct error *err)
     return 0;
 }
 
-/* Whether a connection that was made before is dead, so that the rank may come again. */
+/* Whether a connection that was made before is dead, so that the rank may come again. What it said
+ * before it died may be there unread. */
 static bool is_dead(int fd)
 {
+#ifdef POLLRDHUP
+    struct pollfd p = {.fd = fd, .events = POLLRDHUP};
+    return poll(&p, 1, 0) > 0;
+#else
     char byte;
     ssize_t n = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
     return n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
+#endif
 }
 
 static enum verdict judge(struct shake *s, const struct hello *h)

@@ -22,6 +22,9 @@ struct transport_ops {
                     size_t *ret_moved, struct error *err);
     int (*try_recv)(struct transport *t, uint32_t peer, const struct iovec *iov, int n_iov,
                     size_t *ret_moved, struct error *err);
+    /* Whether what was sent to the peer needs no more calls from here to arrive. NULL: always; the
+     * system sees to it. Errors: as try_send. */
+    int (*flush)(struct transport *t, uint32_t peer, bool *ret_done, struct error *err);
     /* Sleeps until one of the peers (bit i: rank i) may give or take bytes, wake() was called, or
      * timeout_ms passed. May return early. */
     int (*wait)(struct transport *t, uint64_t receiving, uint64_t sending, int timeout_ms,

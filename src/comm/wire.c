@@ -14,6 +14,8 @@ _Static_assert(LIMIT_COMM_FRAME_BYTES <= UINT32_MAX, "frame lengths are 32 bits 
 
 #define FRAME_MAGIC   0x316d6673u /* "sfm1" */
 #define VERDICT_MAGIC 0x31766673u /* "sfv1" */
+#define OFFER_MAGIC   0x316f6673u /* "sfo1" */
+#define ANSWER_MAGIC  0x31616673u /* "sfa1" */
 
 static const uint8_t hello_magic[8] = "shoalcm";
 
@@ -156,4 +158,41 @@ const char *verdict_text(enum verdict v)
         return "this rank is connected already: two processes were started with the same rank";
     }
     return "unknown verdict";
+}
+
+void offer_write(const struct offer *o, uint8_t out[OFFER_BYTES])
+{
+    put_u32(out, OFFER_MAGIC);
+    put_u32(out + 4, o->ring_bytes);
+    memcpy(out + 8, o->name, OFFER_NAME_BYTES);
+}
+
+int offer_parse(const uint8_t in[OFFER_BYTES], struct offer *ret_offer, struct error *err)
+{
+    struct cursor c;
+    cursor_init(&c, in, OFFER_BYTES);
+    uint32_t magic = cursor_u32(&c);
+    if (magic != OFFER_MAGIC)
+        return error_set(err, E_PROTOCOL, "malformed offer of shared memory");
+    ret_offer->ring_bytes = cursor_u32(&c);
+    memcpy(ret_offer->name, in + 8, OFFER_NAME_BYTES);
+    return 0;
+}
+
+void answer_write(bool taken, uint8_t out[ANSWER_BYTES])
+{
+    put_u32(out, ANSWER_MAGIC);
+    put_u32(out + 4, taken);
+}
+
+int answer_parse(const uint8_t in[ANSWER_BYTES], bool *ret_taken, struct error *err)
+{
+    struct cursor c;
+    cursor_init(&c, in, ANSWER_BYTES);
+    uint32_t magic = cursor_u32(&c);
+    uint32_t taken = cursor_u32(&c);
+    if (magic != ANSWER_MAGIC || taken > 1)
+        return error_set(err, E_PROTOCOL, "malformed answer to an offer of shared memory");
+    *ret_taken = taken == 1;
+    return 0;
 }

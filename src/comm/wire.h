@@ -8,10 +8,11 @@
 
 #include "base/error.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-enum { WIRE_VERSION = 1 };
+enum { WIRE_VERSION = 2 };
 
 enum frame_kind {
     FRAME_MESSAGE = 1, /* comm_send, comm_broadcast */
@@ -66,5 +67,20 @@ void verdict_write(enum verdict v, uint8_t out[VERDICT_BYTES]);
 /* Errors: E_PROTOCOL. */
 int verdict_parse(const uint8_t in[VERDICT_BYTES], enum verdict *ret_verdict, struct error *err);
 const char *verdict_text(enum verdict v);
+
+/* After the verdict: the connector offers memory to share, or none (ring_bytes 0). */
+enum { OFFER_BYTES = 24, OFFER_NAME_BYTES = 16, ANSWER_BYTES = 8 };
+
+struct offer {
+    uint32_t ring_bytes;
+    uint8_t name[OFFER_NAME_BYTES];
+};
+
+void offer_write(const struct offer *o, uint8_t out[OFFER_BYTES]);
+/* Errors: E_PROTOCOL. */
+int offer_parse(const uint8_t in[OFFER_BYTES], struct offer *ret_offer, struct error *err);
+void answer_write(bool taken, uint8_t out[ANSWER_BYTES]);
+/* Errors: E_PROTOCOL. */
+int answer_parse(const uint8_t in[ANSWER_BYTES], bool *ret_taken, struct error *err);
 
 #endif

@@ -4,13 +4,17 @@
  * instance perform the same steps in the same order (SPMD); the head decides what a step is, so
  * that nothing here depends on one machine's own state.
  *
- * A slot is one sequence's place: its KV cache, its tokens so far, its sampling settings. Every
- * rank keeps the same slots. Thread: one thread at a time; compute threads are inside. engine_abort
- * may come from any thread.
+ * A slot is one sequence's place: its tokens so far, its sampling settings, and a view of its KV
+ * cache. The memory of the cache is a pool of blocks, each for block_tokens consecutive tokens of
+ * one sequence in all layers. The head alone decides which block is where, and says it with every
+ * step; a block may be in several slots at once, which share what it holds. Every rank keeps the
+ * same slots and the same blocks. Thread: one thread at a time; compute threads are inside.
+ * engine_abort may come from any thread.
  */
 #ifndef SHOAL_ENGINE_ENGINE_H
 #define SHOAL_ENGINE_ENGINE_H
 
+#include "base/element.h"
 #include "base/error.h"
 #include "base/limits.h"
 #include "comm/comm.h"
@@ -21,28 +25,57 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct engine; /* opaque */
+struct engine;  /* opaque */
+struct weights; /* engine/weights.h */
 
 struct engine_options {
     uint32_t n_threads; /* 0: 1 */
     uint32_t n_slots;   /* 0: 1; at most LIMIT_SLOTS */
     uint32_t n_ctx;     /* tokens a slot can hold; 0: the model's training context, at most 4096 */
     uint32_t n_batch;   /* tokens in one step at most; 0: 512; at most LIMIT_BATCH_TOKENS */
-    bool no_repack;     /* keep weights as in the file: for tests */
+    uint32_t n_kv_tokens; /* tokens that the pool holds, rounded up to blocks; 0: n_slots * n_ctx */
+    enum kv_type kv_type;
+    bool no_repack;       /* keep weights as in the file: for tests */
+    struct weights *kept; /* of an earlier engine for the same model (engine_close_keeping): what
+                             fits the new shard is used where it lies. Taken, also on failure; NULL:
+                             none */
 };
 
-/* Loads the shard that `split` gives to `rank`. Borrows model (must outlive the engine) and comm
- * (NULL when split->n_ranks is 1). Errors: E_INVALID, E_UNSUPPORTED, E_IO, E_NOMEM. Owns: the
- * caller, engine_close. */
+/* Loads the shard that `split` gives to `rank`, and runs a step of every kind once, so that the
+ * first prompt finds everything in place. Borrows model (must outlive the engine) and comm (NULL
+ * when split->n_ranks is 1; not used here). Errors: E_INVALID, E_UNSUPPORTED, E_IO, E_NOMEM. Owns:
+ * the caller, engine_close. */
 int engine_open(const struct model *model, const struct split *split, uint32_t rank,
                 struct comm *comm, const struct engine_options *options, struct engine **ret_engine,
                 struct error *err);
+/* The context that options.n_ctx 0 means. */
+uint32_t engine_default_n_ctx(const struct model *model);
 void engine_close(struct engine *e); /* NULL is fine */
+/* Closes all but the weights. Owns: the caller, who hands them to another engine_open or to
+ * weights_free. NULL for NULL. */
+struct weights *engine_close_keeping(struct engine *e);
 
-/* Keeps the first n_keep tokens of a slot (0: empties it) and sets how it samples from now on.
- * Every rank must do the same. */
-int engine_slot_reset(struct engine *e, uint32_t slot, uint32_t n_keep,
-                      const struct sampling *sampling, struct error *err);
+/* ---- slots and blocks; every rank must do the same in the same order ---- */
+
+/* Begins a sequence in a slot: blocks[n_blocks] are its memory from its first position on, n_keep
+ * tokens of it are there already, since another sequence with the same beginning computed them
+ * (n_keep is at most what these blocks hold). sampling says how it samples. What the slot had
+ * before is given up. Nobody writes into a shared block: a sequence writes at n_keep and behind, so
+ * the caller gives it a copy of the block in which that lies. Another slot that still has a block
+ * behind n_keep is over: it becomes empty. Errors: E_INVALID; E_LIMIT beyond n_ctx or
+ * n_attached_max; E_NOMEM (the slot is empty then). */
+int engine_slot_attach(struct engine *e, uint32_t slot, const uint32_t *blocks, uint32_t n_blocks,
+                       uint32_t n_keep, const struct sampling *sampling, struct error *err);
+/* More memory at the end of what the slot has; likewise. Errors: as engine_slot_attach, but the
+ * slot stays as it was. */
+int engine_slot_extend(struct engine *e, uint32_t slot, const uint32_t *blocks, uint32_t n_blocks,
+                       struct error *err);
+/* Forgets all but the first n_keep tokens; the blocks stay. Errors: E_INVALID. */
+int engine_slot_truncate(struct engine *e, uint32_t slot, uint32_t n_keep, struct error *err);
+/* Copies the first n_tokens tokens of a block to another one, which nobody uses: a slot that still
+ * has it becomes empty. Errors: E_INVALID. */
+int engine_block_copy(struct engine *e, uint32_t from, uint32_t to, uint32_t n_tokens,
+                      struct error *err);
 uint32_t engine_slot_n_tokens(const struct engine *e, uint32_t slot);
 /* Tokens of a slot, [engine_slot_n_tokens]. Borrows. */
 const int32_t *engine_slot_tokens(const struct engine *e, uint32_t slot);
@@ -92,9 +125,13 @@ struct engine_info {
     uint64_t weight_bytes;        /* memory that holds weights, mapped and copied */
     uint64_t weight_bytes_mapped; /* of these: pages of the file */
     uint64_t weight_bytes_repacked;
-    uint64_t kv_bytes;      /* when all slots are full */
-    uint64_t compute_bytes; /* graph buffers */
+    uint64_t weight_bytes_kept; /* of these: what options.kept had */
+    uint64_t kv_bytes;          /* of the pool, when all blocks are in use */
+    uint64_t compute_bytes;     /* graph buffers */
     uint32_t n_ctx, n_slots, n_batch, n_threads;
+    uint32_t block_tokens, n_blocks; /* the same on all ranks of an instance */
+    uint32_t n_attached_max; /* blocks in all slots together, a shared one counted in each, until
+                                the slot is attached again; likewise the same on all ranks */
 };
 void engine_get_info(const struct engine *e, struct engine_info *ret_info);
 
@@ -104,6 +141,7 @@ struct engine_timing { /* sums since the engine was opened */
     uint64_t comm_ns;  /* in communication, waiting for other ranks included */
     uint64_t graph_ns; /* building and allocating graphs */
     uint64_t sample_ns;
+    uint64_t fill_ns; /* inputs: tokens, positions, masks */
 };
 void engine_get_timing(const struct engine *e, struct engine_timing *ret_timing);
 

@@ -19,16 +19,25 @@ bool graph_shape_equal(const struct graph_shape *a, const struct graph_shape *b)
            memcmp(a->part, b->part, a->n_parts * sizeof(a->part[0])) == 0;
 }
 
+static uint32_t pad_rows(const struct graph_padding *p, uint32_t n)
+{
+    uint32_t left = n % 16;
+    if (p->sixteens && left >= 10)
+        return n - left + 16;
+    return p->fours && left % 4 >= 2 ? n - left % 4 + 4 : n;
+}
+
 /* ---- sums over the ranks ---- */
 
 static void run_reduce(struct ggml_tensor *dst, const struct graph_reduce *reduce)
 {
     struct graph_link *link = reduce->link;
-    if (link->status != 0)
+    if (link->status != 0 || link->is_silent)
         return;
     uint64_t start = clock_now_ns();
+    uint32_t n_rows = (uint32_t)(uintptr_t)dst->extra;
     link->status = comm_all_reduce_f32(link->comm, link->group, reduce->mask, dst->data,
-                                       (size_t)ggml_nelements(dst), &link->error);
+                                       n_rows * (size_t)dst->ne[0], &link->error);
     link->comm_ns += clock_now_ns() - start;
 }
 
@@ -48,18 +57,21 @@ static void reduce_receive_only(struct ggml_tensor *dst, int ith, int nth, void 
         run_reduce(dst, arg);
 }
 
-/* partial: [n][n_embd], or NULL when this rank has an empty slice of the layer. Returns the sum,
- * [n][n_embd]. */
+/* partial: [rows][n_embd], or NULL when this rank has an empty slice of the layer; of its rows the
+ * first n are to be summed. Returns the sum, [rows][n_embd]. */
 static struct ggml_tensor *build_reduce(struct build *x, struct ggml_tensor *partial,
-                                        struct ggml_tensor *order_after,
+                                        struct ggml_tensor *order_after, uint32_t n,
                                         struct graph_reduce *reduce)
 {
     if (reduce == NULL)
         return partial;
-    if (partial != NULL)
-        return ggml_map_custom1_inplace(x->ctx, partial, reduce_in_place, 1, reduce);
-    return ggml_custom_4d(x->ctx, GGML_TYPE_F32, order_after->ne[0], order_after->ne[1], 1, 1,
-                          &order_after, 1, reduce_receive_only, 1, reduce);
+    struct ggml_tensor *sum =
+        partial != NULL
+            ? ggml_map_custom1_inplace(x->ctx, partial, reduce_in_place, 1, reduce)
+            : ggml_custom_4d(x->ctx, GGML_TYPE_F32, order_after->ne[0], order_after->ne[1], 1, 1,
+                             &order_after, 1, reduce_receive_only, 1, reduce);
+    sum->extra = (void *)(uintptr_t)n; /* ours to use: a CPU tensor has none */
+    return sum;
 }
 
 /* ---- blocks ---- */
@@ -103,8 +115,8 @@ static struct ggml_tensor *build_attention_part(struct build *x, struct ggml_ten
     const struct kv_cache *kv = x->b->kv;
     struct ggml_tensor *k = kv->k[local_layer], *v = kv->v[local_layer];
     int64_t head_dim = x->config->head_dim, n_kv_heads = k->ne[0] / head_dim;
-    size_t head_bytes = (size_t)head_dim * ggml_type_size(k->type),
-           slot_offset = part->slot * kv->n_ctx * k->nb[1];
+    size_t head_bytes = ggml_row_size(k->type, head_dim),
+           slot_offset = part->slot * kv->shape.n_ctx * k->nb[1];
 
     struct ggml_tensor *q_part = ggml_view_3d(x->ctx, q, head_dim, q->ne[1], part->n_tokens,
                                               q->nb[1], q->nb[2], row * q->nb[2]);
@@ -117,6 +129,15 @@ static struct ggml_tensor *build_attention_part(struct build *x, struct ggml_ten
                             has_window ? x->g->mask_window[index] : x->g->mask[index],
                             x->config->attn_scale, 0.0f, 0.0f);
     return ggml_reshape_2d(x->ctx, out, head_dim * q->ne[1], part->n_tokens);
+}
+
+/* rows [rows][width], of which those of the step's tokens go into the cache. Expanded here, so that
+ * the cache is written before attention reads it. */
+static void build_cache_write(struct build *x, struct ggml_tensor *cache, struct ggml_tensor *rows)
+{
+    if (rows->ne[1] > x->g->shape.n_tokens)
+        rows = ggml_view_2d(x->ctx, rows, rows->ne[0], x->g->shape.n_tokens, rows->nb[1], 0);
+    ggml_build_forward_expand(x->g->cgraph, ggml_set_rows(x->ctx, cache, rows, x->g->cells));
 }
 
 /* cur [n][n_embd], already normed. Writes K and V; returns this rank's part of the attention
@@ -137,11 +158,8 @@ static struct ggml_tensor *build_attention(struct build *x, struct ggml_tensor *
         v = ggml_add(x->ctx, v, w[ROLE_ATTN_V_BIAS]);
     k = build_rope(x, k, layer);
     k = ggml_reshape_2d(x->ctx, k, k->ne[0] * k->ne[1], k->ne[2]);
-    /* Expanded here, so that the cache is written before attention reads it. */
-    ggml_build_forward_expand(x->g->cgraph,
-                              ggml_set_rows(x->ctx, x->b->kv->k[local_layer], k, x->g->cells));
-    ggml_build_forward_expand(x->g->cgraph,
-                              ggml_set_rows(x->ctx, x->b->kv->v[local_layer], v, x->g->cells));
+    build_cache_write(x, x->b->kv->k[local_layer], k);
+    build_cache_write(x, x->b->kv->v[local_layer], v);
     if (!want_output)
         return NULL;
 
@@ -149,10 +167,14 @@ static struct ggml_tensor *build_attention(struct build *x, struct ggml_tensor *
         build_heads(x, cur, w[ROLE_ATTN_Q], w[ROLE_ATTN_Q_BIAS], w[ROLE_ATTN_Q_NORM]);
     q = build_rope(x, q, layer);
     bool has_window = model_layer_has_window(x->b->model, layer);
-    struct ggml_tensor *out = NULL;
+    /* What a part's attention gives goes where its queries were, which nobody needs any more. */
+    struct ggml_tensor *out = ggml_reshape_2d(x->ctx, q, q->ne[0] * q->ne[1], q->ne[2]);
+    size_t row_bytes = out->nb[1];
     for (uint32_t i = 0, row = 0; i < x->g->shape.n_parts; row += x->g->shape.part[i++].n_tokens) {
         struct ggml_tensor *part = build_attention_part(x, q, i, row, local_layer, has_window);
-        out = out == NULL ? part : ggml_concat(x->ctx, out, part, 1);
+        out = part->ne[1] == q->ne[2]
+                  ? part
+                  : ggml_set_2d_inplace(x->ctx, out, part, row_bytes, row * row_bytes);
     }
     return ggml_mul_mat(x->ctx, w[ROLE_ATTN_OUT], out);
 }
@@ -189,13 +211,14 @@ static struct ggml_tensor *build_layer(struct build *x, struct ggml_tensor *resi
             cur = ggml_get_rows(x->ctx, cur, output_rows);
         residual = ggml_get_rows(x->ctx, residual, output_rows);
     }
-    cur = build_reduce(x, cur, residual, reduce_attn);
+    uint32_t n = output_rows != NULL ? x->g->shape.n_outputs : x->g->shape.n_tokens;
+    cur = build_reduce(x, cur, residual, n, reduce_attn);
     if (w[ROLE_ATTN_POST_NORM] != NULL)
         cur = build_norm(x, cur, w[ROLE_ATTN_POST_NORM]);
     residual = ggml_add(x->ctx, cur, residual);
 
     cur = build_ffn(x, build_norm(x, residual, w[ROLE_FFN_NORM]), local_layer);
-    cur = build_reduce(x, cur, residual, reduce_ffn);
+    cur = build_reduce(x, cur, residual, n, reduce_ffn);
     if (w[ROLE_FFN_POST_NORM] != NULL)
         cur = build_norm(x, cur, w[ROLE_FFN_POST_NORM]);
     return ggml_add(x->ctx, cur, residual);
@@ -214,15 +237,15 @@ static void build_inputs(struct build *x)
 {
     struct graph *g = x->g;
     const struct shard *s = x->b->shard;
-    uint32_t n = g->shape.n_tokens;
+    uint32_t n = g->n_rows;
     if (s->is_first_stage)
         g->tokens = new_input(x, GGML_TYPE_I32, n, 1);
     else
         g->hidden_in = new_input(x, GGML_TYPE_F32, x->config->n_embd, n);
     g->positions = new_input(x, GGML_TYPE_I32, n, 1);
-    g->cells = new_input(x, GGML_TYPE_I64, n, 1);
+    g->cells = new_input(x, GGML_TYPE_I64, g->shape.n_tokens, 1);
     if (s->is_last_stage && g->shape.n_outputs > 0)
-        g->output_rows = new_input(x, GGML_TYPE_I32, g->shape.n_outputs, 1);
+        g->output_rows = new_input(x, GGML_TYPE_I32, g->n_output_rows, 1);
     for (uint32_t i = 0; i < g->shape.n_parts; i++) {
         const struct graph_part *part = &g->shape.part[i];
         g->mask[i] = new_input(x, GGML_TYPE_F16, part->n_kv, part->n_tokens);
@@ -247,7 +270,9 @@ static void build_forward(struct build *x)
     for (uint32_t i = 0; i < n_layers; i++) {
         bool is_end = s->is_last_stage && i + 1 == n_layers;
         if (is_end && g->shape.n_outputs == 0) {
-            /* Nobody wants this chunk's logits: the last block only has to fill its cache. */
+            /* Nobody wants this chunk's logits: the last block only has to fill its cache. A rank
+             * without KV heads there still takes part in the sums before it. */
+            ggml_build_forward_expand(g->cgraph, cur);
             build_attention(x, build_norm(x, cur, w->layer[i][ROLE_ATTN_NORM]), i, false);
             return;
         }
@@ -278,6 +303,9 @@ int graph_build(struct graph *g, const struct graph_builder *b, const struct gra
                                                   ggml_graph_overhead_custom(n_nodes, false),
                                       .no_alloc = true};
     g->shape = *shape;
+    g->n_rows = pad_rows(&b->padding, shape->n_tokens);
+    g->n_output_rows =
+        shape->n_outputs == shape->n_tokens ? g->n_rows : pad_rows(&b->padding, shape->n_outputs);
     g->context = ggml_init(params);
     if (g->context == NULL)
         return error_set(err, E_NOMEM, "out of memory");

@@ -41,10 +41,19 @@ struct graph_reduce {
 /* What the custom operations share: where to talk and what went wrong. */
 struct graph_link {
     struct comm *comm; /* NULL: a stage of one rank */
+    bool is_silent;    /* sums are left out: for runs without the other ranks */
     struct comm_group group;
     int status; /* first failure of a sum in this step; later ones do nothing */
     struct error error;
     uint64_t comm_ns;
+};
+
+/* How many rows of input matrices are multiplied at once: ggml's kernels for repacked weights take
+ * four rows (with AVX-512 also sixteen) in one pass over the weights, and what is left over one by
+ * one, so that three rows cost more than four. A step is filled up with rows that nobody looks at.
+ * Ranks need not agree on that. */
+struct graph_padding {
+    bool fours, sixteens;
 };
 
 struct graph_builder { /* what does not change between steps; borrows everything */
@@ -53,24 +62,26 @@ struct graph_builder { /* what does not change between steps; borrows everything
     const struct weights *weights;
     const struct kv_cache *kv;
     struct graph_reduce *reduce_attn, *reduce_ffn; /* [shard layers]; NULL: a stage of one rank */
+    struct graph_padding padding;
 };
 
 struct graph {
     struct graph_shape shape;
-    struct ggml_cgraph *cgraph; /* NULL: nothing built yet */
+    struct ggml_cgraph *cgraph;     /* NULL: nothing built yet */
+    uint32_t n_rows, n_output_rows; /* n_tokens and n_outputs with padding */
     /* inputs; NULL where the shard does not need them. All must be filled before each run: their
-     * memory is reused. */
-    struct ggml_tensor *tokens;                   /* [n_tokens] i32, first stage */
-    struct ggml_tensor *hidden_in;                /* [n_tokens][n_embd] f32, later stages */
-    struct ggml_tensor *positions;                /* [n_tokens] i32 */
+     * memory is reused. Zeros are good enough for padding. */
+    struct ggml_tensor *tokens;                   /* [n_rows] i32, first stage */
+    struct ggml_tensor *hidden_in;                /* [n_rows][n_embd] f32, later stages */
+    struct ggml_tensor *positions;                /* [n_rows] i32 */
     struct ggml_tensor *cells;                    /* [n_tokens] i64: row of the KV cache */
-    struct ggml_tensor *output_rows;              /* [n_outputs] i32, last stage */
+    struct ggml_tensor *output_rows;              /* [n_output_rows] i32, last stage */
     struct ggml_tensor *mask[LIMIT_SLOTS];        /* [part n_tokens][n_kv] f16: 0 or -inf */
     struct ggml_tensor *mask_window[LIMIT_SLOTS]; /* likewise for sliding-window layers */
     /* output */
-    struct ggml_tensor *hidden_out; /* [n_tokens][n_embd] f32, all but the last stage */
-    struct ggml_tensor
-        *logits; /* [n_outputs][vocabulary slice] f32, last stage; NULL without outputs or slice */
+    struct ggml_tensor *hidden_out; /* [n_rows][n_embd] f32, all but the last stage */
+    struct ggml_tensor *logits;     /* [n_output_rows][vocabulary slice] f32, last stage; NULL
+                                       without outputs or slice */
 
     struct ggml_context *context; /* private */
 };

@@ -144,7 +144,8 @@ void dial_link_gone(struct mesh *m, struct mesh_link *l)
         d->n_failed = 0;
     d->next_ms = uv_now(m->loop) + d->backoff_ms;
     d->backoff_ms = d->backoff_ms * 2 < MESH_DIAL_MS_MAX ? d->backoff_ms * 2 : MESH_DIAL_MS_MAX;
-    if (!l->is_member && l->pairing == NULL && d->n_failed++ == 0 && !m->is_closing && !d->is_self)
+    if (!l->is_member && !l->is_second && l->pairing == NULL && d->n_failed++ == 0 &&
+        !m->is_closing && !d->is_self)
         log_info("mesh", "address=%s port=%u no link: %s -> will try again", d->address.host,
                  d->address.port, l->reason);
 }

@@ -6,19 +6,62 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Two links to one node are known as such as soon as the key is: better one ends now than after
- * link_up. Who dials knows best which of its own is alive; of one in each direction the rule of
- * mesh_prefers_new decides, the same on both sides. */
+/*
+ * Two links to one node are known as such as soon as the key is, and it is known that neither is a
+ * probe. Who dials knows best which of its own is alive, and one in the other direction that is up
+ * will do. Of one in each direction the one that the lower id has dialled stays, if neither has
+ * got any further; what else can happen is decided by choose().
+ */
 static bool is_superfluous(const struct mesh_link *l)
 {
+    bool we_are_lower = node_id_compare(&l->mesh->options.identity->id, &l->hello.id) < 0;
     for (const struct mesh_link *o = l->mesh->links; o != NULL; o = o->next) {
-        bool is_alive = o->phase == LINK_GREETING || o->phase == LINK_ASKING || o->phase == LINK_UP;
-        if (o == l || !is_alive || !node_id_equal(&o->hello.id, &l->hello.id))
+        bool is_greeting = (o->phase == LINK_GREETING && (o->is_dialled || o->has_greeting)) ||
+                           o->phase == LINK_ASKING;
+        if (o == l || o->is_probe || !node_id_equal(&o->hello.id, &l->hello.id))
             continue;
-        if (o->is_dialled == l->is_dialled ? l->is_dialled : !mesh_prefers_new(l->mesh, o, l))
+        if (o->phase == LINK_UP && l->is_dialled)
+            return true;
+        if (is_greeting &&
+            (o->is_dialled == l->is_dialled ? l->is_dialled : l->is_dialled != we_are_lower))
             return true;
     }
     return false;
+}
+
+static void close_second(struct mesh_link *l)
+{
+    l->is_second = true;
+    mesh_link_close(l, "second link to the same node");
+}
+
+/*
+ * Which of several links between two members is the one: only the lower id decides, before it says
+ * HELLO, and the other side has no link before it has heard that. So neither side ever takes a link
+ * for up that is given up the moment after because both have dialled. The first to get here wins. A
+ * newer one from the other node wins over an older one from there, since that node would not have
+ * dialled if it did not know the older to be dead; and so does an invite, which asks for an answer.
+ */
+static bool choose(struct mesh_link *l)
+{
+    struct mesh *m = l->mesh;
+    bool is_invite = l->is_dialled ? l->told.has_invite : l->greeting.has_invite;
+    if (node_id_compare(&m->options.identity->id, &l->hello.id) > 0)
+        return true;
+    for (struct mesh_link *o = m->links; o != NULL; o = o->next) {
+        bool is_rival = o != l && o->is_member && !o->is_probe &&
+                        (o->phase == LINK_GREETING || o->phase == LINK_UP) &&
+                        node_id_equal(&o->hello.id, &l->hello.id);
+        if (!is_rival)
+            continue;
+        if (!is_invite && (o->is_dialled || l->is_dialled)) {
+            close_second(l);
+            return false;
+        }
+        if (o->phase != LINK_UP) /* else it ends when this one is up */
+            mesh_link_close(o, "replaced by another link to the same node");
+    }
+    return true;
 }
 
 void greeting_start(struct mesh_link *l)
@@ -40,6 +83,10 @@ void greeting_start(struct mesh_link *l)
         link_refuse(l, MESH_REFUSED_REVOKED, "this node's key is revoked");
         return;
     }
+    if (l->is_probe && !node_id_equal(&l->hello.id, &m->probe.id)) {
+        mesh_link_close(l, "another node is there");
+        return;
+    }
     if (l->is_joining) {
         if (!node_id_equal(&l->hello.id, &m->joining.line.id)) {
             link_refuse(l, MESH_REFUSED_OTHER_NODE, "not the node that the invite is from");
@@ -53,8 +100,8 @@ void greeting_start(struct mesh_link *l)
     } else {
         dial_note_key(m, l);
     }
-    if (!l->is_joining && is_superfluous(l)) {
-        mesh_link_close(l, "second link to the same node");
+    if (l->is_dialled && !l->is_joining && !l->is_probe && is_superfluous(l)) {
+        close_second(l);
         return;
     }
     l->told = (struct mesh_greeting){
@@ -65,6 +112,7 @@ void greeting_start(struct mesh_link *l)
         .has_invite = l->is_joining,
         .is_newcomer = mesh_is_newcomer(m),
         .is_closed = m->options.is_closed,
+        .is_probe = l->is_probe,
     };
     LINK_SEND(l, mesh_encode_greeting, &l->told);
 }
@@ -105,6 +153,19 @@ static int take_greeting(struct mesh_link *l, const struct mesh_message *m, stru
                     "it speaks versions %u to %u of the mesh protocol, this node %d to %d: update "
                     "the older one",
                     t->version_min, t->version, MESH_PROTOCOL_VERSION_MIN, MESH_PROTOCOL_VERSION);
+        return 0;
+    }
+    if (!l->is_dialled && t->is_probe)
+        l->is_probe = true;
+    if (l->is_probe) {
+        if (l->told.is_trusting && t->is_trusting && link_speaks(l, MESH_VERSION_PATHS))
+            probe_greeted(l);
+        else
+            link_refuse(l, MESH_REFUSED_UNINVITED, "a probe between nodes that are not members");
+        return 0;
+    }
+    if (!l->is_dialled && !t->has_invite && is_superfluous(l)) {
+        close_second(l);
         return 0;
     }
     if (l->told.is_trusting && t->is_trusting) {
@@ -212,6 +273,8 @@ void greeting_become_member(struct mesh_link *l)
 {
     struct mesh *m = l->mesh;
     struct mesh_hello hello = m->options.self;
+    if (!choose(l))
+        return;
     l->is_member = true;
     l->phase = LINK_GREETING;
     l->opened_ms = uv_now(m->loop); /* HELLO is due soon, however long people took */
@@ -234,12 +297,12 @@ static int take_hello(struct mesh_link *l, const struct mesh_message *m, struct 
     l->hello = hello;
     if (l->is_joining)
         members_end_joining(l->mesh, l, 0, "");
-    if (!mesh_link_ready(l->mesh, l))
-        return 0;
+    mesh_link_ready(l->mesh, l);
     l->phase = LINK_UP;
     l->is_announced = true;
     members_link_up(l);
     measure_start(l);
+    paths_link_up(l);
     if (l->phase == LINK_UP)
         l->mesh->events.link_up(l->mesh->events.self, l);
     else

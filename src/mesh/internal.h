@@ -9,7 +9,11 @@
  *   pairing.c    strangers and newcomers that wait for people
  *   members.c    trusted keys: table, file, what members tell each other
  *   invite.c     invites given and used; proofs
- *   measure.c    round trip and bandwidth
+ *   measure.c    round trip and bandwidth of one connection
+ *   interfaces.c addresses of this node
+ *   paths.c      the ways to another node: which there are, which is best
+ *   paths_said.c what the two nodes say of them
+ *   probe.c      measuring one of them
  *   strangers.c  what was refused: counted, logged once
  */
 #ifndef SHOAL_MESH_INTERNAL_H
@@ -27,6 +31,11 @@ enum {
     ACCEPTED_PER_SECOND = 200,
     REQUESTS_ADDRESS_MAX = 4,
     PINGS = 8,
+    LINK_LANES =
+        2, /* 0: what must not wait; 1: what may be long, and must not keep others waiting */
+    LINK_PART_FLYING_BYTES_MAX = 64 << 10, /* while more than this is under way lane 1 waits */
+    PROBE_FRAME_BYTES_MAX = MESH_BULK_FRAME_BYTES + 64,
+    INTERFACES_MAX = 4 * MESH_ADDRESSES_MAX, /* addresses that are looked at */
 };
 
 struct dial { /* an address to keep a link to */
@@ -68,6 +77,52 @@ struct joining { /* the invite that is being used here */
     char reason[ERROR_MESSAGE_BYTES]; /* of the last failure */
 };
 
+struct own_address {
+    struct mesh_interface is;
+    uint8_t family; /* AF_INET, AF_INET6 */
+    uint8_t bytes[16], prefix_bits;
+    bool is_link_local;
+};
+
+struct path {
+    struct mesh_path is;
+    bool is_due;  /* in the round that is under way */
+    bool is_link; /* the only one, and the link's own: it has the link's figures */
+    uint64_t measured_ms;
+};
+
+struct pair { /* this node and another one that it has or had a link to */
+    struct pair *next;
+    struct node_id id;
+    uint16_t port; /* of the other's mesh */
+    struct mesh_addresses theirs;
+    bool has_theirs;
+    uint32_t n_paths, best; /* n_paths: none is */
+    struct path path[MESH_PATHS_MAX];
+    bool has_route, has_their_route, is_route_noted, is_route_good;
+    bool is_their_route_tried;
+    struct path route, their_route;
+    uint64_t round_ms, check_ms; /* when the next begins */
+    uint64_t rounded_ms;         /* when the last full one ended */
+    bool is_known;               /* a round has ended, here or there */
+    bool is_forced;              /* the next is for a reason, not for the time that has passed */
+    bool is_swapped;             /* the higher id tries */
+    uint64_t doubt_ms; /* since when an answer of the best path is waited for; 0: it is not */
+    bool is_in_round, is_quick; /* only the round trip of the best */
+};
+
+struct probe {              /* the one that is under way */
+    struct mesh_link *link; /* NULL: none */
+    struct node_id id;
+    char remote[64];
+    bool is_quick, is_route;
+    enum { PROBE_PINGS, PROBE_WARM, PROBE_FORTH, PROBE_BACK } stage;
+    uint32_t n_pings;
+    uint64_t since_ns;
+    uint32_t burst_bytes;
+    struct link_figures figures;
+};
+
 struct mesh {
     uv_loop_t *loop;
     struct mesh_options options;
@@ -102,6 +157,13 @@ struct mesh {
     uint32_t n_broken_off; /* since broken_off_ms */
     uint64_t broken_off_ms;
     struct noted noted[64];
+    struct own_address own[MESH_ADDRESSES_MAX];
+    uint32_t n_own;
+    uint64_t own_ms; /* when they were looked at */
+    struct pair *pairs;
+    uint32_t n_pairs;
+    struct probe probe;
+    uv_timer_t probe_timer; /* the next probe */
     struct mesh_stats stats;
     bool is_closing;
     uint32_t n_handles; /* that must be closed before the mesh is freed, links included */
@@ -115,15 +177,20 @@ enum link_phase { /* in the order of a life */
                   LINK_CONNECTING,
                   LINK_TLS,
                   LINK_GREETING,
-                  LINK_ASKING, /* people are to decide */
+                  LINK_ASKING,  /* people are to decide */
+                  LINK_PROBING, /* in the place of UP: a probe is no link */
                   LINK_UP,
                   LINK_CLOSING,
 };
 
-struct chunk { /* plain bytes that wait to be sent */
+struct chunk { /* whole frames that wait to be sent */
     struct chunk *next;
     char *data;
     size_t len, offset;
+};
+
+struct lane {
+    struct chunk *first, *last;
 };
 
 struct pairing { /* a request to join, either way; exists in phase ASKING */
@@ -143,6 +210,7 @@ struct measure {
     struct link_figures told;            /* by the last event */
     uint64_t bulk_due_ms, bulk_since_ms; /* since: 0 when no burst goes out */
     uint32_t bulk_burst, bulk_sent_bytes;
+    uint32_t bulk_bytes_max, bulk_ms_max, bulk_frame_bytes;
     uint32_t in_burst, in_bytes; /* the burst that comes in */
     uint64_t in_first_ns;
 };
@@ -154,7 +222,9 @@ struct mesh_link {
     uv_connect_t connect;
     enum link_phase phase;
     bool is_dialled;
-    bool is_joining;   /* dialled to use an invite */
+    bool is_joining; /* dialled to use an invite */
+    bool is_probe;
+    bool is_second;    /* given up for another link to the same node */
     bool is_member;    /* decided; HELLO was sent */
     bool is_announced; /* link_up was called */
     bool is_closed;    /* by the other process */
@@ -170,8 +240,9 @@ struct mesh_link {
     uint64_t opened_ms, heard_ms;
     char local_host[64], remote_host[64];
     uint16_t remote_port;
-    struct buf in; /* the beginning of a frame */
-    struct chunk *first_chunk, *last_chunk;
+    struct buf in;    /* the beginning of a frame */
+    struct buf parts; /* of a frame that comes in pieces */
+    struct lane lanes[LINK_LANES];
     size_t queued_bytes, flying_bytes;
     char reason[ERROR_MESSAGE_BYTES];
 };
@@ -189,6 +260,11 @@ void link_tick(struct mesh_link *l, uint64_t now_ms);
 void link_close_by_error(struct mesh_link *l, int status);
 /* Gives what TLS has put out to the kernel. */
 void link_flush(struct mesh_link *l);
+/* Whether both ends know the messages of this version. */
+static inline bool link_speaks(const struct mesh_link *l, uint32_t version)
+{
+    return l->hello.version >= version;
+}
 /* Forgets what was not sent. */
 void link_drop_queue(struct mesh_link *l);
 /* "name" or "address:port", for logs. */
@@ -249,10 +325,79 @@ int members_compute_proof(const struct mesh_link *l, const void *token, size_t l
 /* ---- measure.c ---- */
 
 void measure_start(struct mesh_link *l);
+void measure_ping(struct mesh_link *l);
+/* Sends at most so many bytes, for at most so long. */
+void measure_burst(struct mesh_link *l, uint32_t bytes_max, uint32_t ms_max, uint32_t frame_bytes);
+/* Tells the owner figures that differ much from those it was told. */
+void measure_publish(struct mesh_link *l);
 void measure_tick(struct mesh_link *l, uint64_t now_ms);
 /* The link has taken bytes: the next part of a burst may go. */
 void measure_continue(struct mesh_link *l);
 int measure_take(struct mesh_link *l, const struct mesh_message *m, struct error *err);
+
+/* ---- interfaces.c ---- */
+
+/* Looks at the addresses of this node. Returns whether they have changed. */
+bool interfaces_refresh(struct mesh *m);
+const struct own_address *interfaces_find(const struct mesh *m, const char *host);
+/* Which of ours is in the same network; NULL: none. */
+const struct own_address *interfaces_find_near(const struct mesh *m, const char *host);
+/* The host without "%interface". */
+void interfaces_strip(const char *host, char ret[64]);
+/* Whether two hosts are the same address, whatever interface is said with them. */
+bool interfaces_is_same(const char *a, const char *b);
+bool interfaces_is_link_local(const char *host);
+
+/* ---- paths.c ---- */
+
+void paths_link_up(struct mesh_link *l);
+void paths_on_tick(struct mesh *m, uint64_t now_ms);
+void paths_on_timer(uv_timer_t *timer);
+void paths_done(struct mesh *m);
+/* A probe has ended. */
+void paths_take_result(struct mesh *m, const struct probe *result, const char *local,
+                       bool is_reached);
+/* Of the path that tensors take; those of the link itself while there is no better. */
+struct link_figures paths_figures(const struct mesh_link *l);
+/* The link's own round trip has changed. */
+void paths_note_rtt(struct mesh_link *l);
+
+struct pair *paths_find_pair(const struct mesh *m, const struct node_id *id);
+/* Whether this side tries the paths. */
+bool paths_is_prober(const struct mesh *m, const struct pair *p);
+void paths_want_round(struct mesh *m, struct pair *p, uint64_t in_ms);
+/* Looks again which path is best. */
+void paths_choose(struct mesh *m, struct pair *p);
+/* Logs it. */
+void paths_note_best(const struct mesh *m, const struct pair *p);
+/* The one that tensors take; NULL: none is known. */
+const struct path *paths_find_used(const struct pair *p);
+/* Index of the cheapest path but one; n_paths: there is none. */
+uint32_t paths_find_best(const struct pair *p, uint32_t but);
+/* A few pings over what is in use. */
+void paths_begin_check(struct mesh *m, struct pair *p, const struct mesh_link *l);
+/* Does what is due now, or so soon. */
+void paths_go_on(struct mesh *m);
+void paths_schedule(struct mesh *m, uint64_t in_ms);
+
+/* ---- paths_said.c ---- */
+
+void paths_send(struct mesh *m, const struct pair *p);
+void paths_send_addresses(struct mesh_link *l);
+int paths_take(struct mesh_link *l, const struct mesh_message *m, struct error *err);
+
+/* ---- probe.c ---- */
+
+/* Begins to measure a path; paths_take_result follows. False: it cannot begin. */
+bool probe_start(struct mesh *m, const struct pair *pair, const struct path *path, bool is_quick);
+/* The greeting is over, on either side. */
+void probe_greeted(struct mesh_link *l);
+int probe_take(struct mesh_link *l, const struct mesh_message *m, struct error *err);
+/* A pong has come, or the other side has said how fast a burst was, or has sent one. */
+void probe_on_pong(struct mesh_link *l, uint32_t rtt_us);
+void probe_on_burst(struct mesh_link *l, float mbit_s);
+void probe_tick(struct mesh_link *l, uint64_t now_ms);
+void probe_link_gone(struct mesh_link *l);
 
 /* ---- strangers.c ---- */
 
@@ -280,12 +425,8 @@ void dial_hurry(struct mesh *m, const struct node_id *id);
 
 /* ---- mesh.c ---- */
 
-/* Whether the new one of two links between the same pair is kept. */
-bool mesh_prefers_new(const struct mesh *m, const struct mesh_link *old,
-                      const struct mesh_link *new);
-/* Called by the link when it is a member's. Returns false when another link to that node is kept
- * instead: the link is then closing. */
-bool mesh_link_ready(struct mesh *m, struct mesh_link *l);
+/* Called by the link when it is a member's: the one before it ends. */
+void mesh_link_ready(struct mesh *m, struct mesh_link *l);
 /* Called by the link once its handle is closed; frees it. */
 void mesh_link_gone(struct mesh *m, struct mesh_link *l);
 void mesh_handle_closed(struct mesh *m);

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-enum { KEEPALIVE_S = 5, USER_TIMEOUT_MS = 10000, NOT_SENT_BYTES_MAX = 256 << 10 };
+enum { KEEPALIVE_S = 5, USER_TIMEOUT_MS = 10000, NOT_SENT_BYTES_MAX = 128 << 10 };
 enum { RESERVED_MAX = 1 << 20 };
 
 static void on_closed(uv_handle_t *handle)
@@ -52,6 +52,7 @@ struct mesh_link *link_new(struct mesh *m, bool is_dialled)
     l->is_dialled = is_dialled;
     l->opened_ms = l->heard_ms = uv_now(m->loop);
     buf_init(&l->in, LIMIT_CONTROL_FRAME_BYTES + MESH_HEADER_BYTES);
+    buf_init(&l->parts, LIMIT_CONTROL_FRAME_BYTES + MESH_HEADER_BYTES);
     l->next = m->links;
     m->links = l;
     m->n_links++;
@@ -72,8 +73,12 @@ const char *link_label(const struct mesh_link *l, char text[TEXT_ADDRESS_BYTES])
 
 /* ---- receiving ---- */
 
+static int take_part(struct mesh_link *l, const struct mesh_message *m, struct error *err);
+
 static int take_message(struct mesh_link *l, const struct mesh_message *m, struct error *err)
 {
+    if (l->phase == LINK_PROBING)
+        return probe_take(l, m, err);
     if (l->phase != LINK_UP)
         return greeting_take(l, m, err);
     if (m->type < MESH_TRUST)
@@ -82,15 +87,47 @@ static int take_message(struct mesh_link *l, const struct mesh_message *m, struc
         return members_take_trust(l, m, err);
     if (m->type <= MESH_BULK_ACK)
         return measure_take(l, m, err);
+    if (m->type == MESH_PART)
+        return take_part(l, m, err);
+    if (m->type == MESH_ADDRESSES || m->type == MESH_PATHS)
+        return paths_take(l, m, err);
     if (m->type == MESH_CLUSTER && m->len > MESH_CLUSTER_BYTES_MAX)
         return error_set(err, E_PROTOCOL, "CLUSTER message of %zu bytes (at most %d)", m->len,
                          MESH_CLUSTER_BYTES_MAX);
     return l->mesh->events.message(l->mesh->events.self, l, m, err);
 }
 
+/* A long frame comes in pieces, so that others may come between. It holds what the owner gets. */
+static int take_part(struct mesh_link *l, const struct mesh_message *m, struct error *err)
+{
+    struct mesh_part part;
+    struct mesh_message whole;
+    int rc = mesh_decode_part(m, &part, err);
+    if (rc != 0)
+        return rc;
+    if (buf_append(&l->parts, part.data, part.len) != 0)
+        return error_set(err, l->parts.error, "a frame in parts: %s",
+                         l->parts.error == E_LIMIT ? "too long" : "out of memory");
+    if (!part.is_last)
+        return 0;
+    struct buf frame = l->parts;
+    buf_init(&l->parts, frame.max_len);
+    int64_t n = mesh_message_next(frame.data, frame.len, LIMIT_CONTROL_FRAME_BYTES, &whole, err);
+    if (n < 0)
+        rc = (int)n;
+    else if (n == 0 || (size_t)n != frame.len)
+        rc = error_set(err, E_PROTOCOL, "PART messages do not make one whole frame");
+    else if (whole.type < MESH_CLUSTER || whole.type > MESH_EVENT)
+        rc = error_set(err, E_PROTOCOL, "PART messages of a frame of type %d", whole.type);
+    else
+        rc = take_message(l, &whole, err);
+    buf_done(&frame);
+    return rc;
+}
+
 static void close_for(struct mesh_link *l, int rc, const struct error *err)
 {
-    if (l->phase == LINK_UP) {
+    if (l->phase == LINK_UP || l->phase == LINK_PROBING) {
         l->mesh->stats.n_malformed += rc == E_PROTOCOL || rc == E_LIMIT;
         mesh_link_close(l, err->message);
     } else {
@@ -106,7 +143,9 @@ static size_t take_frames(struct mesh_link *l, const char *data, size_t len)
     size_t offset = 0;
     while (l->phase != LINK_CLOSING) {
         struct mesh_message m;
-        size_t len_max = l->is_member ? LIMIT_CONTROL_FRAME_BYTES : MESH_STRANGER_BYTES_MAX;
+        size_t len_max = l->phase == LINK_PROBING ? PROBE_FRAME_BYTES_MAX
+                         : l->is_member           ? LIMIT_CONTROL_FRAME_BYTES
+                                                  : MESH_STRANGER_BYTES_MAX;
         int64_t n = mesh_message_next(data + offset, len - offset, len_max, &m, &err);
         if (n == 0)
             break;
@@ -220,11 +259,30 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *bytes)
 
 /* ---- life ---- */
 
+/* A socket for both families shows IPv4 addresses in a dress of IPv6; a link-local address means
+ * nothing without its interface. */
+static void note_v6(const struct sockaddr_in6 *v6, char host[64])
+{
+    char interface[UV_IF_NAMESIZE];
+    size_t size = sizeof(interface);
+    if (IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr)) {
+        struct sockaddr_in v4 = {.sin_family = AF_INET};
+        memcpy(&v4.sin_addr, v6->sin6_addr.s6_addr + 12, 4);
+        uv_ip4_name(&v4, host, 64);
+        return;
+    }
+    uv_ip6_name(v6, host, 64);
+    size_t len = strlen(host);
+    if (IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr) &&
+        uv_if_indextoname(v6->sin6_scope_id, interface, &size) == 0 && len + 1 + size < 64)
+        snprintf(host + len, 64 - len, "%%%s", interface);
+}
+
 static void note_address(const struct sockaddr_storage *address, char host[64], uint16_t *ret_port)
 {
     if (address->ss_family == AF_INET6) {
         const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)address;
-        uv_ip6_name(v6, host, 64);
+        note_v6(v6, host);
         *ret_port = ntohs(v6->sin6_port);
     } else {
         const struct sockaddr_in *v4 = (const struct sockaddr_in *)address;
@@ -314,6 +372,10 @@ void link_tick(struct mesh_link *l, uint64_t now_ms)
     char text[128];
     if (l->phase == LINK_CLOSING)
         return;
+    if (l->is_probe) {
+        probe_tick(l, now_ms);
+        return;
+    }
     if (l->phase < LINK_ASKING && now_ms - l->opened_ms > MESH_GREETING_MS) {
         if (l->is_dialled)
             mesh_link_close(l, "no greeting in time");
@@ -339,9 +401,9 @@ const struct mesh_hello *mesh_link_hello(const struct mesh_link *l)
     return &l->hello;
 }
 
-const struct link_figures *mesh_link_figures(const struct mesh_link *l)
+struct link_figures mesh_link_figures(const struct mesh_link *l)
 {
-    return &l->figures;
+    return paths_figures(l);
 }
 
 const char *mesh_link_local_host(const struct mesh_link *l)

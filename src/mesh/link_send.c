@@ -1,10 +1,15 @@
-/* What a link has to send: a queue of plain bytes, of which as much is encrypted and given to the
- * kernel as may be under way at once. */
+/*
+ * What a link has to send: two queues of frames, of which as much is encrypted and given to the
+ * kernel as may be under way at once. What may be long (a prompt has up to 64 MiB) has a queue of
+ * its own, is cut into parts, and has little under way, so that a heartbeat waits for some hundred
+ * kilobytes at most, not for all of it. CANCEL goes after the SUBMIT that it belongs to.
+ */
 #include "mesh/internal.h"
 
 #include <stdlib.h>
 
-enum { PIECE = 64 << 10 };
+/* A frame that is no longer than WHOLE is not cut, such as one of BULK. */
+enum { PIECE = MESH_PART_BYTES, WHOLE = PIECE + 4096 };
 
 struct write { /* one uv_write under way */
     uv_write_t request;
@@ -14,13 +19,15 @@ struct write { /* one uv_write under way */
 
 void link_drop_queue(struct mesh_link *l)
 {
-    while (l->first_chunk != NULL) {
-        struct chunk *c = l->first_chunk;
-        l->first_chunk = c->next;
-        free(c->data);
-        free(c);
+    for (int i = 0; i < LINK_LANES; i++) {
+        while (l->lanes[i].first != NULL) {
+            struct chunk *c = l->lanes[i].first;
+            l->lanes[i].first = c->next;
+            free(c->data);
+            free(c);
+        }
+        l->lanes[i].last = NULL;
     }
-    l->last_chunk = NULL;
     l->queued_bytes = 0;
 }
 
@@ -82,48 +89,92 @@ void link_flush(struct mesh_link *l)
     }
 }
 
-/* Encrypts as much of the queue as may be under way at once, so that a frame of many megabytes
- * neither holds up the loop nor is in memory twice. */
+static struct lane *find_lane(struct mesh_link *l, const struct buf *frames)
+{
+    struct cursor c;
+    cursor_init(&c, frames->data, frames->len);
+    cursor_u32(&c);
+    uint16_t type = cursor_u16(&c);
+    bool may_be_long = type == MESH_SUBMIT || type == MESH_CANCEL || type == MESH_BULK;
+    return &l->lanes[may_be_long ? 1 : 0];
+}
+
+/* What goes next: lane 0, unless a frame of lane 1 has begun that cannot be cut. */
+static struct lane *next_lane(struct mesh_link *l)
+{
+    struct lane *first = &l->lanes[0], *second = &l->lanes[1];
+    bool is_cut = link_speaks(l, MESH_VERSION_PATHS);
+    if (second->first != NULL && (first->first == NULL || (second->first->offset > 0 && !is_cut)))
+        return l->flying_bytes < LINK_PART_FLYING_BYTES_MAX || first->first != NULL ? second : NULL;
+    return first->first != NULL ? first : NULL;
+}
+
+/* Encrypts a piece of the lane's first frames. Errors: those of channel_write. */
+static int write_piece(struct mesh_link *l, struct lane *lane)
+{
+    struct chunk *c = lane->first;
+    size_t left = c->len - c->offset, n = left <= WHOLE && c->len <= WHOLE ? left
+                                          : left < PIECE                   ? left
+                                                                           : PIECE;
+    int rc = 0;
+    buf_reserve(&l->channel.out, n + n / 64 + 512); /* records add 22 bytes each */
+    if (lane == &l->lanes[1] && c->len > WHOLE && link_speaks(l, MESH_VERSION_PATHS)) {
+        struct mesh_part part = {.is_last = n == left, .data = "", .len = 0};
+        struct buf b;
+        buf_init(&b, 64);
+        mesh_encode_part(&b, &part);
+        /* Header, flag and length of the data, then the data themselves, which are not copied. */
+        for (size_t i = 0; b.error == 0 && i < 4; i++) {
+            b.data[i] = (char)(uint8_t)((5 + n) >> (8 * i));
+            b.data[MESH_HEADER_BYTES + 1 + i] = (char)(uint8_t)(n >> (8 * i));
+        }
+        rc = b.error != 0 ? b.error : channel_write(&l->channel, b.data, b.len);
+        buf_done(&b);
+    }
+    if (rc == 0)
+        rc = channel_write(&l->channel, c->data + c->offset, n);
+    c->offset += n;
+    l->queued_bytes -= n;
+    if (c->offset < c->len)
+        return rc;
+    lane->first = c->next;
+    if (c->next == NULL)
+        lane->last = NULL;
+    free(c->data);
+    free(c);
+    return rc;
+}
+
+/* Encrypts as much as may be under way at once, so that a frame of many megabytes neither holds up
+ * the loop nor is in memory twice. */
 static void pump(struct mesh_link *l)
 {
-    while (l->first_chunk != NULL && l->phase != LINK_CLOSING &&
-           l->flying_bytes < LINK_FLYING_BYTES_MAX) {
-        size_t taken = 0;
-        size_t due = l->queued_bytes < PIECE ? l->queued_bytes : PIECE;
-        buf_reserve(&l->channel.out, due + due / 64 + 256); /* records add 22 bytes each */
-        while (l->first_chunk != NULL && taken < PIECE) {
-            struct chunk *c = l->first_chunk;
-            size_t n = c->len - c->offset < PIECE - taken ? c->len - c->offset : PIECE - taken;
-            if (channel_write(&l->channel, c->data + c->offset, n) != 0) {
-                mesh_link_close(l, "cannot encrypt: out of memory");
-                return;
-            }
-            taken += n;
-            c->offset += n;
-            l->queued_bytes -= n;
-            if (c->offset < c->len)
-                break;
-            l->first_chunk = c->next;
-            if (c->next == NULL)
-                l->last_chunk = NULL;
-            free(c->data);
-            free(c);
+    struct lane *lane;
+    while (l->phase != LINK_CLOSING && l->flying_bytes < LINK_FLYING_BYTES_MAX &&
+           (lane = next_lane(l)) != NULL) {
+        if (write_piece(l, lane) != 0) {
+            mesh_link_close(l, "cannot encrypt: out of memory");
+            return;
         }
-        link_flush(l);
+        /* Small ones go together. */
+        bool is_more_small = lane == &l->lanes[0] && lane->first != NULL;
+        if (!is_more_small || l->channel.out.len >= PIECE)
+            link_flush(l);
     }
 }
 
 static int enqueue(struct mesh_link *l, struct buf *frames)
 {
+    struct lane *lane = find_lane(l, frames);
     struct chunk *c = malloc(sizeof(*c));
     if (c == NULL)
         return E_NOMEM;
     *c = (struct chunk){.data = frames->data, .len = frames->len};
-    if (l->last_chunk != NULL)
-        l->last_chunk->next = c;
+    if (lane->last != NULL)
+        lane->last->next = c;
     else
-        l->first_chunk = c;
-    l->last_chunk = c;
+        lane->first = c;
+    lane->last = c;
     l->queued_bytes += c->len;
     buf_init(frames, frames->max_len); /* its bytes are the queue's now */
     return 0;
@@ -132,7 +183,8 @@ static int enqueue(struct mesh_link *l, struct buf *frames)
 int mesh_link_send(struct mesh_link *l, struct buf *frames)
 {
     int rc = frames->error;
-    size_t limit = l->phase == LINK_UP ? LIMIT_CONTROL_FRAME_BYTES : LINK_STRANGER_QUEUE_MAX;
+    size_t limit = l->phase == LINK_UP || l->phase == LINK_PROBING ? LIMIT_CONTROL_FRAME_BYTES
+                                                                   : LINK_STRANGER_QUEUE_MAX;
     if (l->phase == LINK_CLOSING) {
         rc = E_UNAVAILABLE;
     } else if (rc != 0) {
@@ -142,7 +194,7 @@ int mesh_link_send(struct mesh_link *l, struct buf *frames)
         rc = E_LIMIT;
     } else if (frames->len > 0) {
         /* With nothing in the way a small frame goes straight to TLS. */
-        if (l->first_chunk == NULL && l->flying_bytes == 0 && frames->len <= PIECE) {
+        if (l->queued_bytes == 0 && l->flying_bytes == 0 && frames->len <= PIECE) {
             rc = channel_write(&l->channel, frames->data, frames->len);
             if (rc == 0)
                 link_flush(l);

@@ -10,7 +10,8 @@
 #include <math.h>
 #include <string.h>
 
-enum { BULK_MS_MAX = 300, BULK_QUEUE_MAX = 256 << 10, BULK_AHEAD_BYTES = 64 << 10 };
+enum { BULK_BYTES = 1 << 20, BULK_MS_MAX = 300 }; /* of a burst on a link */
+enum { BULK_QUEUE_MAX = 256 << 10, BULK_AHEAD_BYTES = 64 << 10 };
 
 static const char zeros[MESH_BULK_FRAME_BYTES];
 
@@ -26,23 +27,21 @@ static bool is_far_from(double a, double b)
     return fabs(a - b) > 0.2 * b;
 }
 
-/* Tells the owner what has changed much. */
-static void publish(struct mesh_link *l)
+void measure_publish(struct mesh_link *l)
 {
-    const struct link_figures *f = &l->figures;
-    struct link_figures *told = &l->measure.told;
+    struct link_figures f = paths_figures(l), *told = &l->measure.told;
     const struct mesh_events *e = &l->mesh->events;
     if (l->phase != LINK_UP ||
-        (!is_far_from(f->rtt_us, told->rtt_us) && !is_far_from(f->mbit_s, told->mbit_s)))
+        (!is_far_from(f.rtt_us, told->rtt_us) && !is_far_from(f.mbit_s, told->mbit_s)))
         return;
-    *told = *f;
+    *told = f;
     if (e->link_figures != NULL)
-        e->link_figures(e->self, l, f);
+        e->link_figures(e->self, l, &f);
 }
 
 /* ---- round trip ---- */
 
-static void send_ping(struct mesh_link *l)
+void measure_ping(struct mesh_link *l)
 {
     struct measure *s = &l->measure;
     s->ping_number++;
@@ -62,7 +61,12 @@ static void take_pong(struct mesh_link *l, uint64_t number)
     for (uint32_t i = 1; i < n; i++)
         least = s->rtt_us[i] < least ? s->rtt_us[i] : least;
     l->figures.rtt_us = least;
-    publish(l);
+    if (l->phase == LINK_PROBING) {
+        probe_on_pong(l, least);
+        return;
+    }
+    paths_note_rtt(l);
+    measure_publish(l);
 }
 
 /* ---- bandwidth ---- */
@@ -70,14 +74,16 @@ static void take_pong(struct mesh_link *l, uint64_t number)
 void measure_continue(struct mesh_link *l)
 {
     struct measure *s = &l->measure;
-    while (s->bulk_since_ms != 0 && l->phase == LINK_UP &&
+    while (s->bulk_since_ms != 0 && (l->phase == LINK_UP || l->phase == LINK_PROBING) &&
            mesh_link_queued_bytes(l) <= BULK_AHEAD_BYTES) {
-        struct mesh_bulk bulk = {.burst = s->bulk_burst, .data = zeros, .len = sizeof(zeros)};
+        struct mesh_bulk bulk = {.burst = s->bulk_burst, .data = zeros, .len = s->bulk_frame_bytes};
         struct buf b;
-        s->bulk_sent_bytes += MESH_BULK_FRAME_BYTES;
+        s->bulk_sent_bytes += s->bulk_frame_bytes;
         uv_update_time(l->mesh->loop);
-        bulk.is_last = s->bulk_sent_bytes >= MESH_BULK_BURST_BYTES ||
-                       uv_now(l->mesh->loop) - s->bulk_since_ms > BULK_MS_MAX;
+        /* The first frame only starts the receiver's clock: one alone says nothing. */
+        bulk.is_last = s->bulk_sent_bytes >= s->bulk_bytes_max ||
+                       (s->bulk_sent_bytes >= 4 * s->bulk_frame_bytes &&
+                        uv_now(l->mesh->loop) - s->bulk_since_ms > s->bulk_ms_max);
         if (bulk.is_last)
             s->bulk_since_ms = 0;
         buf_init(&b, 2 * MESH_BULK_FRAME_BYTES);
@@ -86,16 +92,34 @@ void measure_continue(struct mesh_link *l)
     }
 }
 
+void measure_burst(struct mesh_link *l, uint32_t bytes_max, uint32_t ms_max, uint32_t frame_bytes)
+{
+    struct measure *s = &l->measure;
+    uint64_t now_ms = uv_now(l->mesh->loop);
+    s->bulk_since_ms = now_ms > 0 ? now_ms : 1;
+    s->bulk_sent_bytes = 0;
+    s->bulk_bytes_max = bytes_max;
+    s->bulk_ms_max = ms_max;
+    s->bulk_frame_bytes = frame_bytes;
+    s->bulk_burst++;
+    measure_continue(l);
+}
+
 static void begin_burst(struct mesh_link *l, uint64_t now_ms)
 {
     struct measure *s = &l->measure;
-    if (mesh_link_queued_bytes(l) > BULK_QUEUE_MAX)
+    const struct mesh_events *e = &l->mesh->events;
+    bool is_news = l->figures.mbit_s == 0;
+    if (mesh_link_queued_bytes(l) > BULK_QUEUE_MAX ||
+        (!is_news && e->is_busy != NULL && e->is_busy(e->self, &l->hello.id)))
         return; /* the link has work: the next tick looks again */
     s->bulk_due_ms = now_ms + MESH_BULK_MS;
-    s->bulk_since_ms = now_ms > 0 ? now_ms : 1;
-    s->bulk_sent_bytes = 0;
-    s->bulk_burst++;
-    measure_continue(l);
+    measure_burst(l, BULK_BYTES, BULK_MS_MAX, MESH_BULK_FRAME_BYTES);
+}
+
+static float rate_of(const struct mesh_bulk_ack *ack)
+{
+    return ack->ns > 0 ? (float)((double)ack->bytes * 8e3 / (double)ack->ns) : 0;
 }
 
 static void take_bulk(struct mesh_link *l, const struct mesh_bulk *bulk)
@@ -115,15 +139,23 @@ static void take_bulk(struct mesh_link *l, const struct mesh_bulk *bulk)
         .burst = bulk->burst, .bytes = s->in_bytes, .ns = now_ns - s->in_first_ns};
     s->in_first_ns = 0;
     LINK_SEND(l, mesh_encode_bulk_ack, &ack);
+    if (l->phase == LINK_PROBING)
+        probe_on_burst(l, rate_of(&ack));
 }
 
 static void take_ack(struct mesh_link *l, const struct mesh_bulk_ack *ack)
 {
     struct measure *s = &l->measure;
-    if (ack->burst != s->bulk_burst || ack->bytes == 0 || ack->ns == 0 || s->bulk_since_ms != 0)
-        return; /* of an older burst, or one whose only frame says nothing */
-    l->figures.mbit_s = (float)((double)ack->bytes * 8e3 / (double)ack->ns);
-    publish(l);
+    if (ack->burst != s->bulk_burst || s->bulk_since_ms != 0)
+        return; /* of an older burst */
+    if (l->phase == LINK_PROBING) {
+        probe_on_burst(l, rate_of(ack));
+        return;
+    }
+    if (ack->bytes == 0 || ack->ns == 0)
+        return; /* its only frame says nothing */
+    l->figures.mbit_s = rate_of(ack);
+    measure_publish(l);
 }
 
 /* ---- */
@@ -133,7 +165,7 @@ void measure_tick(struct mesh_link *l, uint64_t now_ms)
     struct measure *s = &l->measure;
     if (now_ms >= s->ping_due_ms) {
         s->ping_due_ms = now_ms + MESH_PING_MS;
-        send_ping(l);
+        measure_ping(l);
     }
     if (l->phase == LINK_UP && now_ms >= s->bulk_due_ms)
         begin_burst(l, now_ms);

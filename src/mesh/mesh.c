@@ -35,33 +35,17 @@ void mesh_get_stats(const struct mesh *m, struct mesh_stats *ret_stats)
     *ret_stats = m->stats;
 }
 
-/* Of two links between the same pair both sides keep the one that the node with the lower id has
- * dialled; of two dialled by the same side the newer one, since the older may be dead. */
-bool mesh_prefers_new(const struct mesh *m, const struct mesh_link *old,
-                      const struct mesh_link *new)
-{
-    if (old->is_dialled == new->is_dialled)
-        return true;
-    bool we_are_lower = node_id_compare(&m->options.identity->id, &new->hello.id) < 0;
-    return new->is_dialled == we_are_lower;
-}
-
-bool mesh_link_ready(struct mesh *m, struct mesh_link *l)
+void mesh_link_ready(struct mesh *m, struct mesh_link *l)
 {
     struct mesh_link *old = m->links; /* one that is closing, too, if its end is still to be told */
     while (old != NULL && (!old->is_announced || !node_id_equal(&old->hello.id, &l->hello.id)))
         old = old->next;
     if (old == NULL)
-        return true;
-    if (old->phase == LINK_UP && !mesh_prefers_new(m, old, l)) {
-        mesh_link_close(l, "second link to the same node");
-        return false;
-    }
+        return;
     mesh_link_close(old, "replaced by another link to the same node");
     /* The owner hears of the old link's end before it hears of the new one. */
     old->is_announced = false;
     m->events.link_down(m->events.self, old, old->reason, false);
-    return true;
 }
 
 /* The invite has failed when the inviter has closed the link, or no address leads to it. */
@@ -86,6 +70,7 @@ void mesh_link_gone(struct mesh *m, struct mesh_link *l)
             break;
         }
     dial_link_gone(m, l);
+    probe_link_gone(l);
     if (l->is_announced && !m->is_closing) {
         m->stats.n_lost++;
         m->events.link_down(m->events.self, l, l->reason, l->is_closed);
@@ -101,6 +86,7 @@ void mesh_link_gone(struct mesh *m, struct mesh_link *l)
     pairing_end(l);
     channel_done(&l->channel);
     buf_done(&l->in);
+    buf_done(&l->parts);
     free(l);
     mesh_handle_closed(m);
 }
@@ -111,6 +97,7 @@ void mesh_handle_closed(struct mesh *m)
         return;
     void (*closed)(void *) = m->closed;
     void *arg = m->closed_arg;
+    paths_done(m);
     SSL_CTX_free(m->context);
     OPENSSL_cleanse(m->secret_key, sizeof(m->secret_key));
     OPENSSL_cleanse(m->invites, sizeof(m->invites));
@@ -175,6 +162,7 @@ static void on_tick(uv_timer_t *timer)
         link_tick(l, now_ms);
     }
     dial_tick(m, now_ms);
+    paths_on_tick(m, now_ms);
     members_save(m, false);
 }
 
@@ -256,10 +244,12 @@ int mesh_open(uv_loop_t *loop, const struct mesh_options *o, const struct mesh_e
     m->events = *events;
     m->tick_ms = uv_now(loop);
     m->request_credit = UINT32_MAX / 2; /* as many as there may be */
+    interfaces_refresh(m);
     uv_tcp_init(loop, &m->listener);
     uv_timer_init(loop, &m->timer);
-    m->listener.data = m->timer.data = m;
-    m->n_handles = 2;
+    uv_timer_init(loop, &m->probe_timer);
+    m->listener.data = m->timer.data = m->probe_timer.data = m;
+    m->n_handles = 3;
     int rc = set_up(m, err);
     m->options.data_dir = NULL; /* the caller's; ours is m->data_dir */
     if (rc != 0) {
@@ -280,5 +270,6 @@ void mesh_close(struct mesh *m, void (*closed)(void *arg), void *arg)
     for (struct mesh_link *l = m->links; l != NULL; l = l->next)
         mesh_link_close(l, "this node stops");
     uv_close((uv_handle_t *)&m->timer, on_handle_closed);
+    uv_close((uv_handle_t *)&m->probe_timer, on_handle_closed);
     uv_close((uv_handle_t *)&m->listener, on_handle_closed);
 }

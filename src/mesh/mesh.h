@@ -1,8 +1,9 @@
 /*
  * A node's control links to other nodes: TLS 1.3 over TCP between Ed25519 identities. Listens,
  * dials and dials again with back-off, decides who is a member, lets newcomers in by invite, by
- * approval or by the cluster's secret, tells members of each other, measures links, notices
- * silence, and keeps one link per node. What members say to each other is the owner's business.
+ * approval or by the cluster's secret, tells members of each other, measures the paths between each
+ * pair, notices silence, and keeps one link per node. What members say to each other is the owner's
+ * business.
  *
  * Who is a member: whose key is in data_dir/trusted. Both ends of a link decide by the key that the
  * TLS handshake has proven; certificates carry nothing else. A stranger may ask to join, may send
@@ -20,6 +21,7 @@
 #include "base/error.h"
 #include "cluster/figures.h"
 #include "cluster/node_id.h"
+#include "device/device.h"
 #include "mesh/message.h"
 
 #include <stdbool.h>
@@ -39,6 +41,14 @@ enum {
     MESH_REQUEST_MS = 300000,
     MESH_INVITES_MAX = 32, /* that can be used; more make the oldest void */
     MESH_INVITE_LINE_BYTES = 512,
+    MESH_ROUTES_MAX = 64,
+    MESH_INTERFACES_MS = 2000,    /* how often the computer's addresses are looked at */
+    MESH_PATHS_FIRST_MS = 20,     /* after link_up: before the first instance, if possible */
+    MESH_PATHS_CHANGED_MS = 500,  /* after addresses have changed */
+    MESH_PATHS_MS = 600000,       /* all paths of a pair anew, while they are idle */
+    MESH_PATHS_CHECK_MS = 60000,  /* whether the best one is still there */
+    MESH_PROBE_CONNECT_MS = 3000, /* until the other side has shown who it is */
+    MESH_PROBE_MS_MAX = 8000,
 };
 
 struct mesh;          /* opaque */
@@ -55,6 +65,11 @@ const struct node_id *mesh_identity_id(const struct mesh_identity *i);
 
 /* ---- the mesh ---- */
 
+struct mesh_route { /* "tensors to this node go there": a person knows better than a measurement */
+    char peer[64];  /* name, or id as text */
+    char host[64];  /* numeric; a link-local address with its interface */
+};
+
 struct mesh_options {
     struct mesh_address listen;
     uint32_t n_peers; /* static peers: dialled for as long as the mesh lives */
@@ -67,6 +82,9 @@ struct mesh_options {
     bool is_closed;       /* strangers cannot ask to join; invites and the secret still work */
     bool is_adoptable;    /* while this node belongs to no cluster and sees at most one, a member's
                              approval is enough; else a person must approve here, too */
+    uint32_t n_routes;
+    const struct mesh_route *routes;
+    const struct mesh_addresses *addresses; /* of this node; NULL: those of its interfaces */
     struct mesh_hello self; /* name, api, incarnation, memory, cores; the mesh fills in the rest */
 };
 
@@ -99,6 +117,9 @@ struct mesh_events {
                    struct error *err);
     /* The rest may be NULL. */
     void (*link_figures)(void *self, struct mesh_link *link, const struct link_figures *f);
+    /* Whether tensors go to that node: then what was measured is not measured again for want of
+     * anything better to do. */
+    bool (*is_busy)(void *self, const struct node_id *id);
     /* An unknown node waits for an answer; on its side the same happens. The mesh logs it, too. */
     void (*join_requested)(void *self, const struct mesh_join_request *r);
     /* Once for each mesh_join that returned 0, and once for each request that ended; not in
@@ -136,8 +157,9 @@ struct mesh_stats {
     uint64_t n_lost;      /* links that were up */
 };
 
-/* Reads data_dir/trusted, listens and begins to dial. Borrows loop, peers, secret and identity
- * until closed. Errors: libuv's, with the address; E_FORMAT, E_IO of the file, with its line. */
+/* Reads data_dir/trusted, listens and begins to dial. Borrows loop, peers, routes, addresses,
+ * secret and identity until closed. Errors: libuv's, with the address; E_FORMAT, E_IO of the file,
+ * with its line. */
 int mesh_open(uv_loop_t *loop, const struct mesh_options *o, const struct mesh_events *events,
               struct mesh **ret_mesh, struct error *err);
 uint16_t mesh_port(const struct mesh *m);
@@ -186,8 +208,8 @@ int mesh_send_cluster(struct mesh_link *l, const void *data, size_t len);
 void mesh_link_close(struct mesh_link *l, const char *reason);
 /* The other's HELLO; its id is that of the key that it has proven. */
 const struct mesh_hello *mesh_link_hello(const struct mesh_link *l);
-/* What was measured; 0: not yet. */
-const struct link_figures *mesh_link_figures(const struct mesh_link *l);
+/* What was measured of the path that tensors take; 0: not yet. */
+struct link_figures mesh_link_figures(const struct mesh_link *l);
 /* Numeric addresses of both ends. */
 const char *mesh_link_local_host(const struct mesh_link *l);
 const char *mesh_link_remote_host(const struct mesh_link *l);
@@ -197,5 +219,31 @@ size_t mesh_link_queued_bytes(const struct mesh_link *l);
 struct mesh_link *mesh_find(const struct mesh *m, const struct node_id *id);
 /* Links that are up, in no order; NULL past the end. */
 struct mesh_link *mesh_link_at(const struct mesh *m, uint32_t index);
+
+/* ---- paths: the ways between this node and another, for tensors ---- */
+
+struct mesh_path {
+    char local[64], remote[64]; /* numeric; link-local ones with the interface of this node */
+    char local_interface[MESH_INTERFACE_BYTES], remote_interface[MESH_INTERFACE_BYTES];
+    enum device_link_kind local_kind, remote_kind;
+    enum mesh_path_status status;
+    bool is_route;
+    bool is_used; /* what mesh_tensor_host says */
+    struct link_figures figures;
+    uint64_t age_ms; /* since it was measured */
+};
+
+/* Returns false past the end, and where nothing is known of that node. */
+bool mesh_path_at(const struct mesh *m, const struct node_id *id, uint32_t index,
+                  struct mesh_path *ret);
+/* Where tensors for that node go: a route that somebody has given, of this node or of the other;
+ * else the best path that was measured; else where the link leads. False: there is no link. */
+bool mesh_tensor_host(const struct mesh *m, const struct node_id *id, char ret_host[64]);
+/* Whether the paths have been tried since the two nodes know each other; true, too, when they never
+ * will be. Until then mesh_tensor_host only knows the link. */
+bool mesh_paths_are_known(const struct mesh *m, const struct node_id *id);
+/* Tensors are about to go there: looks at once whether the path in use still leads anywhere. While
+ * it does not answer, mesh_tensor_host says another. */
+void mesh_check_path(struct mesh *m, const struct node_id *id);
 
 #endif

@@ -2,8 +2,6 @@
 
 #include <string.h>
 
-enum { TYPE_LAST = MESH_EVENT };
-
 int64_t mesh_message_next(const void *data, size_t n, size_t len_max,
                           struct mesh_message *ret_message, struct error *err)
 {
@@ -14,7 +12,7 @@ int64_t mesh_message_next(const void *data, size_t n, size_t len_max,
     uint32_t len = cursor_u32(&c);
     uint16_t type = cursor_u16(&c);
     uint16_t zero = cursor_u16(&c);
-    if (zero != 0 || type < MESH_GREETING || type > TYPE_LAST)
+    if (zero != 0 || type < MESH_GREETING || type > MESH_TYPE_LAST)
         return error_set(err, E_PROTOCOL, "not a frame of a mesh link: type %u, reserved field %u",
                          type, zero);
     if (len > len_max)
@@ -84,6 +82,8 @@ int mesh_encode_greeting(struct buf *b, const struct mesh_greeting *m)
     buf_append_u8(b, m->has_invite);
     buf_append_u8(b, m->is_newcomer);
     buf_append_u8(b, m->is_closed);
+    if (m->version >= MESH_VERSION_PATHS)
+        buf_append_u8(b, m->is_probe);
     return frame_end(b, start);
 }
 
@@ -263,5 +263,53 @@ int mesh_encode_event(struct buf *b, const void *frame, size_t frame_len)
 {
     size_t start = frame_begin(b, MESH_EVENT);
     put_bytes(b, frame, frame_len);
+    return frame_end(b, start);
+}
+
+int mesh_encode_addresses(struct buf *b, const struct mesh_addresses *m)
+{
+    size_t start = frame_begin(b, MESH_ADDRESSES);
+    buf_append_u8(b, m->has_route);
+    buf_append_u32(b, m->n);
+    for (uint32_t i = 0; i < m->n; i++) {
+        put_text(b, m->at[i].host);
+        put_text(b, m->at[i].name);
+        buf_append_u8(b, m->at[i].kind);
+    }
+    return frame_end(b, start);
+}
+
+int mesh_encode_paths(struct buf *b, const struct mesh_paths *m)
+{
+    size_t start = frame_begin(b, MESH_PATHS);
+    buf_append_u32(b, m->best);
+    buf_append_u32(b, m->n);
+    for (uint32_t i = 0; i < m->n; i++) {
+        const struct mesh_path_report *p = &m->path[i];
+        put_text(b, p->local);
+        put_text(b, p->remote);
+        put_text(b, p->local_interface);
+        put_text(b, p->remote_interface);
+        buf_append_u8(b, (uint8_t)p->status);
+        buf_append_u8(b, p->is_route);
+        buf_append_u32(b, p->rtt_us);
+        buf_append_f32(b, p->mbit_s);
+        buf_append_u32(b, p->age_ms);
+    }
+    return frame_end(b, start);
+}
+
+int mesh_encode_bulk_ask(struct buf *b, uint32_t bytes)
+{
+    size_t start = frame_begin(b, MESH_BULK_ASK);
+    buf_append_u32(b, bytes);
+    return frame_end(b, start);
+}
+
+int mesh_encode_part(struct buf *b, const struct mesh_part *m)
+{
+    size_t start = frame_begin(b, MESH_PART);
+    buf_append_u8(b, m->is_last);
+    put_bytes(b, m->data, m->len);
     return frame_end(b, start);
 }

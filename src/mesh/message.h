@@ -19,6 +19,9 @@
  *   TRUST         keys that the sender trusts or has revoked
  *   PING, PONG    round trip; also keep a link alive on which people are still to decide
  *   BULK, BULK_ACK  bandwidth
+ *   ADDRESSES     where the sender can be reached
+ *   PATHS         what the sender has measured of the ways between the two
+ *   PART          a piece of a long frame: others may go between
  *   CLUSTER       bytes of cluster_step
  *   RANK_START    leader -> node: start a runner for this rank (holds a runner LOAD frame)
  *   RANK_FRAME    a runner's control frame, relayed, either way
@@ -27,6 +30,11 @@
  *   SUBMIT        node -> leader of an instance: a request (holds a runner SUBMIT frame)
  *   CANCEL        node -> leader: that request is no longer wanted
  *   EVENT         leader -> node: TOKENS, PROGRESS or DONE of a request (a runner frame)
+ *
+ * A connection whose greeting says that it is a probe never becomes a link. Members only: PING,
+ * PONG, BULK, BULK_ACK and BULK_ASK may come on it, until whoever dialled it closes it.
+ *
+ * Version 3 has ADDRESSES, PATHS, PART, BULK_ASK and probes; none of them is said to version 2.
  *
  * Everything is checked while it is decoded: a message with a field out of range, bytes missing or
  * left over is E_PROTOCOL, and the link that brought it is closed. Thread: pure functions.
@@ -43,15 +51,20 @@
 #include <stdint.h>
 
 enum {
-    MESH_PROTOCOL_VERSION = 2,
+    MESH_PROTOCOL_VERSION = 3,
     MESH_PROTOCOL_VERSION_MIN = 2, /* the oldest that this program still speaks */
+    MESH_VERSION_PATHS = 3,        /* the first with probes and parts */
 };
 enum {
     MESH_HEADER_BYTES = 8,
     MESH_STRANGER_BYTES_MAX = 4096, /* of a frame before its sender is a member */
     MESH_CLUSTER_BYTES_MAX = 1 << 20,
     MESH_BULK_FRAME_BYTES = 64 << 10,
-    MESH_BULK_BURST_BYTES = 1 << 20,
+    MESH_BULK_BURST_BYTES = 4 << 20,
+    MESH_PART_BYTES = 64 << 10,
+    MESH_ADDRESSES_MAX = 16, /* that a node tells of itself */
+    MESH_PATHS_MAX = 16,     /* that are measured between two nodes, routes not counted */
+    MESH_INTERFACE_BYTES = 16,
     MESH_TRUST_ENTRIES_MAX = 4 * LIMIT_PEERS, /* trusted and revoked, of one TRUST message */
 };
 
@@ -77,7 +90,12 @@ enum mesh_type {
     MESH_SUBMIT,
     MESH_CANCEL,
     MESH_EVENT,
+    MESH_ADDRESSES,
+    MESH_PATHS,
+    MESH_BULK_ASK,
+    MESH_PART,
 };
+enum { MESH_TYPE_LAST = MESH_PART };
 
 struct mesh_address {
     char host[64]; /* numeric */
@@ -91,6 +109,7 @@ struct mesh_greeting {             /* all that a stranger gets to see */
     bool has_invite;  /* and a PROOF of it follows */
     bool is_newcomer; /* belongs to no cluster */
     bool is_closed;   /* takes no requests to join */
+    bool is_probe;    /* only measures; from version 3 on */
 };
 
 struct mesh_proof {
@@ -142,6 +161,43 @@ struct mesh_bulk_ack {
     uint32_t burst;
     uint32_t bytes; /* that came after the first frame */
     uint64_t ns;    /* from the first frame to the last */
+};
+
+struct mesh_interface { /* an address of a node and what it belongs to */
+    char host[64];      /* numeric; a link-local one without its interface */
+    char name[MESH_INTERFACE_BYTES];
+    uint8_t kind; /* enum device_link_kind; unknown numbers are those of later versions */
+};
+
+struct mesh_addresses {
+    bool has_route; /* somebody has said where the sender's tensors to the receiver go */
+    uint32_t n;
+    struct mesh_interface at[MESH_ADDRESSES_MAX];
+};
+
+enum mesh_path_status { MESH_PATH_UNTRIED, MESH_PATH_REACHED, MESH_PATH_UNREACHED };
+
+struct mesh_path_report { /* as the sender sees it */
+    char local[64];       /* numeric, without interfaces; "": not known */
+    char remote[64];      /* the receiver's, or where its route leads */
+    char local_interface[MESH_INTERFACE_BYTES], remote_interface[MESH_INTERFACE_BYTES];
+    enum mesh_path_status status;
+    bool is_route; /* somebody has said that the sender's tensors go there */
+    uint32_t rtt_us;
+    float mbit_s;
+    uint32_t age_ms;
+};
+
+struct mesh_paths {
+    uint32_t best; /* index; n: none */
+    uint32_t n;
+    struct mesh_path_report path[MESH_PATHS_MAX + 1];
+};
+
+struct mesh_part {
+    bool is_last;
+    const void *data; /* Borrows: the message */
+    size_t len;
 };
 
 struct mesh_rank_start {
@@ -217,6 +273,10 @@ int mesh_encode_rank_ended(struct buf *b, const struct mesh_rank_ended *m);
 int mesh_encode_submit(struct buf *b, const struct mesh_submit *m);
 int mesh_encode_cancel(struct buf *b, uint64_t request);
 int mesh_encode_event(struct buf *b, const void *frame, size_t frame_len);
+int mesh_encode_addresses(struct buf *b, const struct mesh_addresses *m);
+int mesh_encode_paths(struct buf *b, const struct mesh_paths *m);
+int mesh_encode_bulk_ask(struct buf *b, uint32_t bytes);
+int mesh_encode_part(struct buf *b, const struct mesh_part *m);
 
 /* Each reads the payload of a frame of its type; CLUSTER is its payload. Errors: E_PROTOCOL (names
  * the field). */
@@ -251,5 +311,10 @@ int mesh_decode_submit(const struct mesh_message *m, struct mesh_submit *ret, st
 int mesh_decode_cancel(const struct mesh_message *m, uint64_t *ret_request, struct error *err);
 int mesh_decode_event(const struct mesh_message *m, const void **ret_frame, size_t *ret_len,
                       struct error *err);
+int mesh_decode_addresses(const struct mesh_message *m, struct mesh_addresses *ret,
+                          struct error *err);
+int mesh_decode_paths(const struct mesh_message *m, struct mesh_paths *ret, struct error *err);
+int mesh_decode_bulk_ask(const struct mesh_message *m, uint32_t *ret_bytes, struct error *err);
+int mesh_decode_part(const struct mesh_message *m, struct mesh_part *ret, struct error *err);
 
 #endif

@@ -2,6 +2,8 @@
 #include "base/utf8.h"
 #include "mesh/message.h"
 
+#include <arpa/inet.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -134,6 +136,8 @@ int mesh_decode_greeting(const struct mesh_message *m, struct mesh_greeting *ret
     v.has_invite = get_bool(&r, "has_invite");
     v.is_newcomer = get_bool(&r, "is_newcomer");
     v.is_closed = get_bool(&r, "is_closed");
+    if (v.version >= MESH_VERSION_PATHS)
+        v.is_probe = get_bool(&r, "is_probe");
     /* Later versions may say more here: it must be possible to greet them at all. */
     if (v.version > MESH_PROTOCOL_VERSION && !r.c.failed)
         cursor_bytes(&r.c, cursor_left(&r.c));
@@ -366,4 +370,87 @@ int mesh_decode_event(const struct mesh_message *m, const void **ret_frame, size
     reader_init(&r, m);
     *ret_frame = get_bytes(&r, ret_len);
     return reader_end(&r, "EVENT", err);
+}
+
+/* A numeric address, without an interface: what that is called differs from node to node. */
+static void get_host(struct reader *r, char ret[64], bool may_be_empty, const char *field)
+{
+    uint8_t binary[16];
+    get_text(r, ret, 64, field);
+    bool is_good = (may_be_empty && ret[0] == '\0') || inet_pton(AF_INET, ret, binary) == 1 ||
+                   inet_pton(AF_INET6, ret, binary) == 1;
+    if (!is_good && !r->c.failed)
+        refuse(r, field);
+}
+
+int mesh_decode_addresses(const struct mesh_message *m, struct mesh_addresses *ret,
+                          struct error *err)
+{
+    struct reader r;
+    reader_init(&r, m);
+    *ret = (struct mesh_addresses){0};
+    ret->has_route = get_bool(&r, "has_route");
+    uint32_t n = get_u32_max(&r, MESH_ADDRESSES_MAX, "n");
+    for (uint32_t i = 0; i < n && !r.c.failed; i++) {
+        get_host(&r, ret->at[i].host, false, "host");
+        get_text(&r, ret->at[i].name, sizeof(ret->at[i].name), "interface");
+        ret->at[i].kind = cursor_u8(&r.c);
+    }
+    int rc = reader_end(&r, "ADDRESSES", err);
+    ret->n = rc == 0 ? n : 0;
+    return rc;
+}
+
+static void get_path_report(struct reader *r, struct mesh_path_report *ret)
+{
+    get_host(r, ret->local, true, "local");
+    get_host(r, ret->remote, false, "remote");
+    get_text(r, ret->local_interface, sizeof(ret->local_interface), "local_interface");
+    get_text(r, ret->remote_interface, sizeof(ret->remote_interface), "remote_interface");
+    ret->status = (enum mesh_path_status)get_u8_max(r, MESH_PATH_UNREACHED, "status");
+    ret->is_route = get_bool(r, "is_route");
+    ret->rtt_us = cursor_u32(&r->c);
+    ret->mbit_s = cursor_f32(&r->c);
+    if (!isfinite(ret->mbit_s) || ret->mbit_s < 0)
+        refuse(r, "mbit_s");
+    ret->age_ms = cursor_u32(&r->c);
+}
+
+int mesh_decode_paths(const struct mesh_message *m, struct mesh_paths *ret, struct error *err)
+{
+    struct reader r;
+    reader_init(&r, m);
+    *ret = (struct mesh_paths){0};
+    uint32_t best = cursor_u32(&r.c);
+    uint32_t n = get_u32_max(&r, MESH_PATHS_MAX + 1, "n");
+    if (best > n)
+        refuse(&r, "best");
+    for (uint32_t i = 0; i < n && !r.c.failed; i++)
+        get_path_report(&r, &ret->path[i]);
+    int rc = reader_end(&r, "PATHS", err);
+    if (rc == 0) {
+        ret->best = best;
+        ret->n = n;
+    }
+    return rc;
+}
+
+int mesh_decode_bulk_ask(const struct mesh_message *m, uint32_t *ret_bytes, struct error *err)
+{
+    struct reader r;
+    reader_init(&r, m);
+    *ret_bytes = get_u32_max(&r, MESH_BULK_BURST_BYTES, "bytes");
+    return reader_end(&r, "BULK_ASK", err);
+}
+
+int mesh_decode_part(const struct mesh_message *m, struct mesh_part *ret, struct error *err)
+{
+    struct reader r;
+    reader_init(&r, m);
+    *ret = (struct mesh_part){0};
+    ret->is_last = get_bool(&r, "is_last");
+    ret->data = get_bytes(&r, &ret->len);
+    if (ret->len > MESH_PART_BYTES)
+        refuse(&r, "data");
+    return reader_end(&r, "PART", err);
 }

@@ -115,13 +115,24 @@ static void deny(struct mesh *m, const struct node_id *id)
         (struct denial){.id = *id, .until_ms = uv_now(m->loop) + DENIAL_MS};
 }
 
+/* Of two requests between the same pair both sides keep the one that the node with the lower id has
+ * dialled; of two dialled by the same side the newer one, since the older may be dead. */
+static bool prefers_new(const struct mesh *m, const struct mesh_link *old,
+                        const struct mesh_link *new)
+{
+    if (old->is_dialled == new->is_dialled)
+        return true;
+    bool we_are_lower = node_id_compare(&m->options.identity->id, &new->hello.id) < 0;
+    return new->is_dialled == we_are_lower;
+}
+
 /* One for each key. Returns false when the older one stays. */
 static bool replace_same_key(struct mesh_link *l)
 {
     for (struct mesh_link *o = l->mesh->links; o != NULL; o = o->next) {
         if (o == l || o->phase != LINK_ASKING || !node_id_equal(&o->hello.id, &l->hello.id))
             continue;
-        if (!mesh_prefers_new(l->mesh, o, l)) {
+        if (!prefers_new(l->mesh, o, l)) {
             mesh_link_close(l, "second link to the same node");
             return false;
         }

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ORDERS_MAX = 64, INVITE_S_DEFAULT = 3600, INVITE_S_MAX = 7 * 86400 };
+enum { ORDERS_MAX = 64, AGAIN_MS = 2000, INVITE_S_DEFAULT = 3600, INVITE_S_MAX = 7 * 86400 };
 
 struct order {
     struct order *next;
@@ -75,10 +75,27 @@ static void answer_error(struct order *o, const struct error *err)
     answer(o, error_http_status(err->code));
 }
 
+static void submit(struct order *o);
+
+static void on_again(uv_timer_t *timer)
+{
+    submit(timer->data);
+}
+
+/* The coordinator may be gone, or have too much to do: that passes. */
+static bool is_passing(int code)
+{
+    return code == E_UNAVAILABLE || code == E_BUSY || code == E_TIMEOUT || code == E_PEERLOST;
+}
+
 static void answer_result(struct order *o, const struct error *err)
 {
     struct node *n = o->node;
-    if (o->is_configured) {
+    if (o->is_configured && is_passing(err->code) && n->phase < NODE_CLOSING_API) {
+        log_warn("node", "model %s: %s -> asked for again in %d s", n->config.model, err->message,
+                 AGAIN_MS / 1000);
+        uv_timer_start(&o->later, on_again, AGAIN_MS, 0);
+    } else if (o->is_configured) {
         if (err->code != 0) {
             log_error("node", "model %s: %s", n->config.model, err->message);
             if (n->events.model_refused != NULL)
@@ -229,7 +246,7 @@ static bool is_as_wanted(const struct node *n, const struct desired_model *m)
         const struct desired_model *d = &s->model[k];
         if (strcmp(d->id, m->id) == 0)
             return d->is_wanted && memcmp(d->hash, m->hash, sizeof(m->hash)) == 0 &&
-                   d->n_ctx == m->n_ctx && d->n_slots == m->n_slots && d->rule == m->rule &&
+                   instance_options_equal(&d->options, &m->options) && d->rule == m->rule &&
                    strcmp(d->split, m->split) == 0;
     }
     return false;
@@ -292,8 +309,7 @@ int control_load_configured(struct node *n, struct error *err)
     o->is_configured = true;
     o->order.type = ORDER_LOAD;
     m->is_wanted = true;
-    m->n_ctx = n->config.n_ctx;
-    m->n_slots = n->config.n_slots;
+    m->options = n->config.options;
     m->rule = n->config.rule;
     snprintf(m->split, sizeof(m->split), "%s", n->config.split);
     m->n_nodes_min = n->config.n_peers + 1;
@@ -339,15 +355,59 @@ static int get_u32(const struct call *c, const char *key, uint32_t max, uint32_t
     return 0;
 }
 
+/* A type by its name; without one, it stays as it is. */
+static int get_types(const struct call *c, struct instance_options *o, struct error *err)
+{
+    char kv[8], wire[8];
+    int rc = get_text(c, "kv_type", false, kv, sizeof(kv), err);
+    if (rc == 0)
+        rc = get_text(c, "wire", false, wire, sizeof(wire), err);
+    if (rc == 0 && kv[0] != '\0' && !kv_type_parse(kv, &o->kv_type))
+        rc = error_set(err, E_INVALID, "'kv_type' must be f16 or q8");
+    if (rc == 0 && wire[0] != '\0' && !comm_wire_parse(wire, &o->wire))
+        rc = error_set(err, E_INVALID, "'wire' must be f32, f16 or q8");
+    return rc;
+}
+
+/* What the body does not say is as this node's configuration has it. */
+static int get_options(const struct call *c, struct instance_options *ret, struct error *err)
+{
+    const struct {
+        const char *key;
+        uint32_t max;
+        uint32_t *value;
+    } numbers[] = {
+        {"n_ctx", LIMIT_CONTEXT_TOKENS, &ret->n_ctx},
+        {"n_slots", LIMIT_SLOTS, &ret->n_slots},
+        {"n_kv_tokens", UINT32_MAX, &ret->n_kv_tokens},
+        {"n_chunk", LIMIT_BATCH_TOKENS, &ret->n_chunk},
+    };
+    *ret = c->node->config.options;
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        uint32_t value;
+        int rc = get_u32(c, numbers[i].key, numbers[i].max, &value, err);
+        if (rc != 0)
+            return rc;
+        if (value != 0)
+            *numbers[i].value = value;
+    }
+    if (json_object_get(c->body, "n_draft") != NULL) {
+        int rc = get_u32(c, "n_draft", LIMIT_DRAFT_TOKENS, &ret->n_draft, err);
+        if (rc != 0)
+            return rc;
+        if (ret->n_draft == 0)
+            ret->n_draft = INSTANCE_NO_DRAFT;
+    }
+    return get_types(c, ret, err);
+}
+
 static int call_load(struct call *c, struct error *err)
 {
     struct desired_model *m = &c->order->order.model;
     char model[4096], placement[32];
     int rc = get_text(c, "model", true, model, sizeof(model), err);
     if (rc == 0)
-        rc = get_u32(c, "n_ctx", 1u << 24, &m->n_ctx, err);
-    if (rc == 0)
-        rc = get_u32(c, "n_slots", LIMIT_SLOTS, &m->n_slots, err);
+        rc = get_options(c, &m->options, err);
     if (rc == 0)
         rc = get_u32(c, "n_nodes_min", LIMIT_PEERS + 1, &m->n_nodes_min, err);
     if (rc == 0)
@@ -361,10 +421,6 @@ static int call_load(struct call *c, struct error *err)
     m->rule = c->node->config.rule;
     if (placement[0] != '\0' && !placement_rule_parse(placement, &m->rule))
         return error_set(err, E_INVALID, "'placement' must be speed or memory");
-    if (m->n_slots == 0)
-        m->n_slots = c->node->config.n_slots;
-    if (m->n_ctx == 0)
-        m->n_ctx = c->node->config.n_ctx;
     m->is_wanted = true;
     c->order->order.type = ORDER_LOAD;
     return find_model_file(c->order, model, err);

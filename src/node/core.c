@@ -40,7 +40,7 @@ void core_describe_self(const struct node *n, struct cluster_self *self)
 {
     *self = (struct cluster_self){
         .figures = {.memory_bytes_total = n->device.memory_bytes_total,
-                    .memory_bytes_free = device_memory_bytes_free(),
+                    .memory_bytes_free = device_memory_bytes_free() + ranks_parked_bytes(n),
                     .n_cores = n->config.n_threads != 0 ? n->config.n_threads : n->device.n_cores,
                     .gflops = n->gflops,
                     .memory_gb_s = n->memory_gb_s,
@@ -239,6 +239,7 @@ void core_tick(struct node *n)
     if (is_stop_news || uv_now(n->loop) - n->figures_ms >= FIGURES_MS)
         tell_self(n);
     core_step(n, &e, NULL);
+    ranks_tick(n);
     telemetry_tick(n);
     router_tick(n->router, uv_now(n->loop));
     node_check_stop(n);

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "node/internal.h"
+#include "runner/scheduler.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -268,6 +269,22 @@ static void describe_ranks(struct instance *i, const struct model *model)
     }
 }
 
+static void set_options(struct message_load *load, const struct instance_options *o,
+                        const struct model *model)
+{
+    uint32_t n_slots = o->n_slots != 0 ? o->n_slots : NODE_SLOTS_DEFAULT;
+    uint32_t n_ctx = o->n_ctx != 0 ? o->n_ctx : engine_default_n_ctx(model);
+    load->engine.n_ctx = n_ctx;
+    load->engine.n_slots = n_slots;
+    load->engine.n_kv_tokens = placement_kv_tokens(n_ctx, n_slots, o->n_kv_tokens);
+    load->engine.kv_type = o->kv_type;
+    load->wire = o->wire;
+    load->n_chunk = o->n_chunk;
+    load->n_draft = o->n_draft == INSTANCE_NO_DRAFT ? 0
+                    : o->n_draft != 0               ? o->n_draft
+                                                    : SCHEDULER_DRAFT_DEFAULT;
+}
+
 static int launch(struct instance *i, const struct desired_model *wanted,
                   const struct served_model *model, struct error *err)
 {
@@ -281,9 +298,9 @@ static int launch(struct instance *i, const struct desired_model *wanted,
     describe_ranks(i, model->file->model);
     load.split = i->placed.split;
     memcpy(load.model_hash, model->hash, sizeof(load.model_hash));
-    load.engine.n_ctx = wanted->n_ctx;
-    load.engine.n_slots = wanted->n_slots;
+    set_options(&load, &wanted->options, model->file->model);
     choose_local_host(i, load.host);
+    paths_prepare(i->node, &i->placed, load.host);
     snprintf(load.model_path, sizeof(load.model_path), "%s", model->file->path);
     i->connect = (struct message_connect){.n_peers = i->report.n_ranks};
     for (uint32_t r = 0; r < i->report.n_ranks; r++) {
@@ -367,33 +384,39 @@ void instance_lead(struct node *n, const struct placed_instance *placed)
 
 /* ---- what the ranks say ---- */
 
-static void connect_ranks(struct instance *i)
+void instance_send(struct instance *i, uint32_t rank, struct buf *frame)
 {
     struct rank_owner owner = owner_of(i);
-    struct buf b, relay;
+    struct buf relay;
+    if (is_local(i, rank)) {
+        ranks_send(i->node, &owner, rank, frame);
+        return;
+    }
+    struct mesh_link *link = mesh_find(i->node->mesh, &i->placed.node_of_rank[rank]);
+    struct mesh_rank_frame m = {.instance = i->placed.id,
+                                .epoch = i->placed.epoch,
+                                .rank = rank,
+                                .frame = frame->data,
+                                .frame_len = frame->len};
+    buf_init(&relay, LIMIT_CONTROL_FRAME_BYTES);
+    mesh_encode_rank_frame(&relay, &m);
+    if (frame->error != 0)
+        relay.error = frame->error;
+    buf_done(frame);
+    if (link != NULL)
+        mesh_link_send(link, &relay);
+    else
+        buf_done(&relay);
+}
+
+static void connect_ranks(struct instance *i)
+{
     for (uint32_t r = 0; r < i->report.n_ranks; r++) {
-        buf_init(&b, LIMIT_CONTROL_FRAME_BYTES);
-        message_encode_connect(&b, &i->connect);
+        struct buf frame;
+        buf_init(&frame, LIMIT_CONTROL_FRAME_BYTES);
+        message_encode_connect(&frame, &i->connect);
         i->report.rank[r].status = RANK_LOADING;
-        if (is_local(i, r)) {
-            ranks_send(i->node, &owner, r, &b);
-            continue;
-        }
-        struct mesh_link *link = mesh_find(i->node->mesh, &i->placed.node_of_rank[r]);
-        struct mesh_rank_frame m = {.instance = i->placed.id,
-                                    .epoch = i->placed.epoch,
-                                    .rank = r,
-                                    .frame = b.data,
-                                    .frame_len = b.len};
-        buf_init(&relay, LIMIT_CONTROL_FRAME_BYTES);
-        mesh_encode_rank_frame(&relay, &m);
-        if (b.error != 0)
-            relay.error = b.error;
-        buf_done(&b);
-        if (link != NULL)
-            mesh_link_send(link, &relay);
-        else
-            buf_done(&relay);
+        instance_send(i, r, &frame);
     }
     arm(i, LOADING_MS_MAX);
     set_status(i, INSTANCE_LOADING);
@@ -443,6 +466,7 @@ void instance_on_frame(struct instance *i, uint32_t rank, const struct message *
     struct error err = {0};
     struct message_ready ready;
     struct message_failed failed;
+    struct message_pong pong;
     uint16_t port;
     int rc = 0;
     if (rank >= i->report.n_ranks)
@@ -468,6 +492,11 @@ void instance_on_frame(struct instance *i, uint32_t rank, const struct message *
     case MESSAGE_DONE:
         if (rank == 0 && i->report.status == INSTANCE_SERVING && !i->is_stopping)
             rc = requests_on_frame(i->node, m, &err);
+        break;
+    case MESSAGE_PONG:
+        rc = message_decode_pong(m, &pong, &err);
+        if (rc == 0 && i->report.status == INSTANCE_SERVING && figures_take(i, rank, &pong))
+            touch(i);
         break;
     case MESSAGE_LOADING:
         break;

@@ -5,11 +5,13 @@
  *   core.c      the shell around the cluster's step function: feeds it, does what it says
  *   control.c   what people want: load, unload, drain, plan, invite ...
  *   instance.c  instances that this node leads
+ *   figures.c   what their ranks do
  *   ranks.c     runners on this node, for instances of any leader
  *   requests.c  requests: of this node's clients (cluster/router.h), and those that other nodes
  *               send to an instance that this node leads
  *   backend.c   what the API sees: models that should run, with their files
  *   peers.c     finding other nodes on the network
+ *   paths.c     which way tensors go
  *   measure.c   how fast this computer is
  *   telemetry.c how it fares: heat, power, memory
  *   state.c     the cluster's state as JSON
@@ -34,6 +36,7 @@ struct hosted_rank; /* ranks.c */
 struct relay;       /* requests.c */
 struct order;       /* control.c */
 struct measure;     /* measure.c */
+struct held_frame;  /* paths.c */
 
 struct instance { /* led by this node; one for each epoch that has not ended */
     struct instance *next;
@@ -44,6 +47,8 @@ struct instance { /* led by this node; one for each epoch that has not ended */
     bool is_stopping;               /* the core wants it to end */
     struct message_connect connect; /* filled as ranks report where they listen */
     uv_timer_t timer;               /* deadline, by status */
+    uint64_t figures_ms;            /* when the cluster was told last what the ranks do */
+    uint64_t n_steps_told;          /* and how many the head had done */
 };
 
 struct served_model { /* a name that clients may use; lives as long as the node */
@@ -99,6 +104,8 @@ struct node {
     uint32_t n_announced;
     struct instance *instances;
     struct hosted_rank *ranks;
+    struct held_frame *held;
+    bool is_held_late; /* those must go now, whatever is known */
     struct relay *relays;
     uint64_t relay_last;
     uint64_t *cancels; /* requests whose client has left, of this turn of the loop */
@@ -162,17 +169,26 @@ void instance_on_files(struct node *n);
 void instance_on_frame(struct instance *i, uint32_t rank, const struct message *m);
 void instance_on_rank_ended(struct instance *i, uint32_t rank, const char *reason, bool is_unfit);
 void instance_on_link_down(struct node *n, const struct mesh_link *link);
+/* A frame for a rank, wherever it runs. Takes frame. */
+void instance_send(struct instance *i, uint32_t rank, struct buf *frame);
 /* Gives the core the reports that are due. Returns whether there were any. */
 bool instance_send_reports(struct node *n);
+
+/* ---- figures.c ---- */
+/* Every runner answers its node's pings, and the leader gets the answers. Returns whether the cluster should hear of it. */
+bool figures_take(struct instance *i, uint32_t rank, const struct message_pong *p);
+/* , "work": {...}: sums since the ranks were loaded, as the leader knew them last. */
+void figures_put_head(struct buf *b, const struct head_work *h);
+void figures_put_rank(struct buf *b, const struct rank_work *w);
 
 /* ---- ranks.c ---- */
 struct rank_owner { /* whose rank it is: (instance, epoch), led by that node */
     struct node_id leader, instance;
     uint64_t epoch;
 };
-/* Starts a runner here and sends it LOAD, once the ranks of older epochs of this instance have
- * ended; those are stopped. n_node_ranks share the node's threads. Errors: E_NOMEM; E_UNAVAILABLE
- * when a newer epoch is known; then no event follows. */
+/* Sends LOAD to a runner here, a new one or one that an older epoch of this instance has left, once
+ * the ranks of older epochs have ended; they are let go. n_node_ranks share the node's threads.
+ * Errors: E_NOMEM; E_UNAVAILABLE when a newer epoch is known; then no event follows. */
 int ranks_start(struct node *n, const struct rank_owner *owner, uint32_t rank,
                 uint32_t n_node_ranks, const struct message_load *load, struct error *err);
 /* A leader elsewhere asks for a rank: finds the file first. Answers by RANK_ENDED when it cannot.
@@ -181,13 +197,19 @@ int ranks_start_for(struct node *n, struct mesh_link *link, const struct mesh_ra
                     struct error *err);
 /* Sends a frame to a rank; takes the bytes. Unknown ranks are ignored. */
 void ranks_send(struct node *n, const struct rank_owner *owner, uint32_t rank, struct buf *frame);
+/* The rank ends. Its runner stays for a while, with its weights, where the instance is still wanted
+ * here. */
 void ranks_stop(struct node *n, const struct rank_owner *owner, uint32_t rank);
 /* The link to a leader is gone: so are its orders. */
 void ranks_drop_leader(struct node *n, const struct node_id *leader);
 void ranks_stop_all(struct node *n);
+/* Ends runners without a rank that nobody will need. */
+void ranks_tick(struct node *n);
 uint32_t ranks_count(const struct node *n);
 /* Weights and caches that ranks here hold or will hold, as their leaders said. */
 uint64_t ranks_bytes(const struct node *n);
+/* Memory of runners without a rank: whoever needs it gets it. */
+uint64_t ranks_parked_bytes(const struct node *n);
 
 /* ---- requests.c ---- */
 int requests_init(struct node *n, struct error *err);
@@ -224,6 +246,24 @@ void backend_done(struct node *n);
 /* ---- peers.c ---- */
 int peers_init(struct node *n);
 void peers_close(struct node *n);
+
+/* ---- paths.c ---- */
+/* A placement that the cluster's state holds; NULL: it does not. */
+const struct placed_instance *paths_find_placed(const struct node *n, const struct node_id *id,
+                                                uint64_t epoch);
+/* A rank of it is about to start here: looks whether the ways to the other nodes are still there, and
+ * makes `host` the one to listen on, where it must be another. placed may be NULL: not known yet. */
+void paths_prepare(struct node *n, const struct placed_instance *placed, char host[64]);
+/* A frame for a runner of this node: in a CONNECT, puts in where this node finds the others. While that
+ * is being measured for the first time it takes the frame, and hands it to ranks_send later; then
+ * it returns true. */
+bool paths_direct(struct node *n, const struct rank_owner *owner, uint32_t rank, struct buf *frame);
+void paths_tick(struct node *n);
+void paths_drop_all(struct node *n);
+/* Whether an instance has ranks both here and there (mesh_events.is_busy). */
+bool paths_is_busy(void *self, const struct node_id *id);
+/* "paths": [...] of that node. */
+void paths_json(const struct node *n, struct buf *b, const struct node_id *id);
 
 /* ---- state.c ---- */
 int state_json(struct node *n, struct buf *out);

@@ -179,6 +179,7 @@ static int on_message(void *self, struct mesh_link *link, const struct mesh_mess
 static void on_tick(uv_timer_t *timer)
 {
     core_tick(timer->data);
+    paths_tick(timer->data);
 }
 
 static int open_mesh(struct node *n, struct error *err)
@@ -193,6 +194,8 @@ static int open_mesh(struct node *n, struct error *err)
         .data_dir = n->config.data_dir,
         .is_closed = n->config.is_closed,
         .is_adoptable = true,
+        .n_routes = n->config.n_routes,
+        .routes = n->config.routes,
         .self = {.memory_bytes_total = n->device.memory_bytes_total,
                  .memory_bytes_free = n->device.memory_bytes_free,
                  .n_cores = n->device.n_cores,
@@ -205,6 +208,7 @@ static int open_mesh(struct node *n, struct error *err)
         .link_down = on_link_down,
         .message = on_message,
         .link_figures = on_link_figures,
+        .is_busy = paths_is_busy,
         .join_result = on_join_result,
     };
     options.self.api.port = api_port(n->api);
@@ -264,8 +268,8 @@ int node_start(uv_loop_t *loop, const struct node_config *config, const struct n
         n->events = *events;
     if (n->config.name[0] == '\0')
         snprintf(n->config.name, sizeof(n->config.name), "%s", n->device.host_name);
-    if (n->config.n_slots == 0)
-        n->config.n_slots = NODE_SLOTS_DEFAULT;
+    if (n->config.options.n_slots == 0)
+        n->config.options.n_slots = NODE_SLOTS_DEFAULT;
     init_timer(n, &n->tick);
     init_timer(n, &n->stop_timer);
     init_timer(n, &n->cancel_timer);
@@ -341,6 +345,7 @@ static void begin_stopping_ranks(struct node *n)
 {
     n->phase = NODE_STOPPING_RANKS;
     control_drop_all(n);
+    paths_drop_all(n);
     measure_stop(n);
     instance_stop_all(n);
     ranks_stop_all(n);

@@ -7,7 +7,7 @@
 #define SHOAL_NODE_NODE_H
 
 #include "base/error.h"
-#include "cluster/placement.h"
+#include "cluster/state.h"
 #include "mesh/mesh.h"
 
 #include <stdbool.h>
@@ -25,21 +25,22 @@ struct node_config {
     struct mesh_address api, mesh;
     uint32_t n_peers;
     struct mesh_address peers[LIMIT_PEERS];
+    uint32_t n_routes;
+    struct mesh_route routes[MESH_ROUTES_MAX];
     bool discovers;     /* announces itself by mDNS, and looks for others */
     bool announces_mlx; /* as _mlx-worker._tcp, too */
     bool is_closed;     /* takes no requests to join */
     char split[32];     /* of the model; "": by the rule */
     enum placement_rule rule;
-    uint32_t n_threads;        /* of this node, shared by its ranks; 0: all cores */
-    uint32_t n_ctx;            /* of the model; 0: the engine's default */
-    uint32_t n_slots;          /* 0: NODE_SLOTS_DEFAULT */
-    uint64_t memory_bytes_max; /* that runners may take; 0: what is free */
-    bool measures;             /* how fast it is, in a child process, at the first start */
+    uint32_t n_threads;              /* of this node, shared by its ranks; 0: all cores */
+    struct instance_options options; /* of models that are loaded here without others */
+    uint64_t memory_bytes_max;       /* that runners may take; 0: what is free */
+    bool measures;                   /* how fast it is, in a child process, at the first start */
     uint32_t n_secret;
     uint8_t secret[256];
 };
 
-enum { NODE_SLOTS_DEFAULT = 4, NODE_DRAIN_MS = 10000 };
+enum { NODE_SLOTS_DEFAULT = 16, NODE_DRAIN_MS = 10000 };
 
 struct node_events {
     void *arg;

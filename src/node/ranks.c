@@ -1,24 +1,13 @@
 /* Runners on this node. A rank belongs to the leader of its instance, this node or another; what
  * its runner says goes there. Of one instance only the newest epoch runs: ranks of older ones are
- * stopped, and the new ones wait until they have ended, so that their memory is free. */
+ * let go, and the new ones wait until they have ended, so that their memory is free.
+ */
+#include "node/ranks.h"
 #include "base/log.h"
-#include "node/internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-struct hosted_rank {
-    struct hosted_rank *next;
-    struct node *node;
-    struct rank_owner owner;
-    bool is_orphan; /* the leader is gone: nobody wants to hear of it */
-    bool is_stopping;
-    bool is_found; /* its file: it may start */
-    uint32_t rank, n_node_ranks;
-    struct runner_process *process; /* NULL until it starts */
-    struct message_load load;
-};
 
 static bool is_own(const struct hosted_rank *h)
 {
@@ -28,7 +17,7 @@ static bool is_own(const struct hosted_rank *h)
 static struct hosted_rank *find_rank(struct node *n, const struct rank_owner *owner, uint32_t rank)
 {
     for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
-        if (!h->is_orphan && h->rank == rank && h->owner.epoch == owner->epoch &&
+        if (!h->is_orphan && !h->is_parked && h->rank == rank && h->owner.epoch == owner->epoch &&
             node_id_equal(&h->owner.instance, &owner->instance) &&
             node_id_equal(&h->owner.leader, &owner->leader))
             return h;
@@ -48,14 +37,14 @@ uint64_t ranks_bytes(const struct node *n)
     const struct cluster_state *s = n->cluster != NULL ? cluster_get_state(n->cluster) : NULL;
     uint64_t bytes = 0;
     for (const struct hosted_rank *h = n->ranks; s != NULL && h != NULL; h = h->next)
-        for (uint32_t i = 0; i < s->n_instances; i++)
+        for (uint32_t i = 0; i < s->n_instances && !h->is_parked; i++)
             if (s->instance[i].epoch == h->owner.epoch &&
                 node_id_equal(&s->instance[i].id, &h->owner.instance))
                 bytes += s->instance[i].bytes_of_rank[h->rank];
     return bytes;
 }
 
-static void unlink_rank(struct hosted_rank *h)
+void rank_unlink(struct hosted_rank *h)
 {
     for (struct hosted_rank **p = &h->node->ranks; *p != NULL; p = &(*p)->next)
         if (*p == h) {
@@ -86,11 +75,10 @@ static void tell_ended(struct node *n, const struct rank_owner *owner, uint32_t 
     mesh_link_send(link, &b);
 }
 
-/* The end of a rank, told to whom it belongs. */
-static void end_rank(struct hosted_rank *h, const char *reason, bool is_unfit)
+/* The end of a rank, told to whom it belongs; h is a copy of what it was. Others may start now. */
+static void tell_owner(const struct hosted_rank *h, const char *reason, bool is_unfit)
 {
     struct node *n = h->node;
-    unlink_rank(h);
     start_waiting(n);
     if (h->is_orphan) {
         /* nobody to tell */
@@ -101,14 +89,61 @@ static void end_rank(struct hosted_rank *h, const char *reason, bool is_unfit)
     } else {
         tell_ended(n, &h->owner, h->rank, reason, is_unfit);
     }
-    free(h);
     node_check_stop(n);
+}
+
+static void end_rank(struct hosted_rank *h, const char *reason, bool is_unfit)
+{
+    rank_unlink(h);
+    h->is_orphan |= h->is_parked; /* told before */
+    tell_owner(h, reason, is_unfit);
+    free(h);
+}
+
+void rank_stop(struct hosted_rank *h)
+{
+    h->is_stopping = true;
+    if (h->process != NULL)
+        runner_process_stop(h->process);
+}
+
+/* Ends a rank: its runner is parked if that makes sense. */
+static void let_go(struct hosted_rank *h)
+{
+    if (!parked_is_worth(h)) {
+        rank_stop(h);
+    } else if (!h->is_releasing) {
+        h->is_releasing = true;
+        runner_process_release(h->process);
+    }
+}
+
+static void on_released(struct hosted_rank *h, const struct message *m)
+{
+    h->is_releasing = false;
+    if (message_decode_u64(m, &h->parked_bytes, NULL) != 0 || !parked_is_worth(h) ||
+        !parked_has_room(h)) {
+        rank_stop(h);
+        return;
+    }
+    struct hosted_rank ended = *h; /* another rank may take its runner over at once */
+    h->is_parked = true;
+    h->parked_ms = uv_now(h->node->loop);
+    log_info("node", "rank=%u epoch=%llx pid=%u parked with %.1f MiB of weights", h->rank,
+             (unsigned long long)h->owner.epoch, runner_process_pid(h->process),
+             (double)h->parked_bytes / (1 << 20));
+    tell_owner(&ended, "it gave way to another placement", false);
 }
 
 static void on_frame(void *arg, const struct message *m, const void *frame, size_t len)
 {
     struct hosted_rank *h = arg;
-    if (h->is_orphan)
+    if (m->type == MESSAGE_RELEASED && h->is_releasing) {
+        on_released(h, m);
+        return;
+    }
+    h->is_ready |= m->type == MESSAGE_READY;
+    if (h->is_orphan || h->is_releasing || h->is_parked)
         return;
     if (is_own(h)) {
         struct instance *i = instance_find(h->node, &h->owner.instance, h->owner.epoch);
@@ -151,25 +186,37 @@ static int spawn_rank(struct hosted_rank *h, struct error *err)
     if (h->n_node_ranks > 1)
         n_threads /= h->n_node_ranks;
     h->load.engine.n_threads = n_threads > 0 ? n_threads : 1;
-    int rc = runner_process_start(n->loop, n->config.program, &events, &h->process, err);
+    bool is_parked = parked_take(h);
+    int rc = 0;
+    if (is_parked)
+        runner_process_hand_over(h->process, &events);
+    else
+        rc = runner_process_start(n->loop, n->config.program, &events, &h->process, err);
     if (rc != 0)
         return rc;
-    log_info("node", "rank=%u epoch=%llx pid=%u threads=%u started", h->rank,
+    log_info("node", "rank=%u epoch=%llx pid=%u threads=%u %s", h->rank,
              (unsigned long long)h->owner.epoch, runner_process_pid(h->process),
-             h->load.engine.n_threads);
+             h->load.engine.n_threads, is_parked ? "goes on in a parked runner" : "started");
     buf_init(&b, LIMIT_CONTROL_FRAME_BYTES);
     message_encode_load(&b, &h->load);
     runner_process_send(h->process, &b);
     return 0;
 }
 
-static bool has_predecessor(const struct hosted_rank *h)
+/* Whether something has to end first: a rank of an older epoch, or a parked runner whose memory is
+ * needed, which is stopped. */
+static bool has_to_wait(const struct hosted_rank *h)
 {
-    for (const struct hosted_rank *o = h->node->ranks; o != NULL; o = o->next)
-        if (o->owner.epoch < h->owner.epoch &&
-            node_id_equal(&o->owner.instance, &h->owner.instance))
-            return true;
-    return false;
+    bool waits = false;
+    for (struct hosted_rank *o = h->node->ranks; o != NULL; o = o->next) {
+        bool is_older = !o->is_parked && o->owner.epoch < h->owner.epoch &&
+                        node_id_equal(&o->owner.instance, &h->owner.instance);
+        bool is_in_the_way = parked_is_in_the_way(o, h);
+        if (is_in_the_way && !o->is_stopping)
+            rank_stop(o);
+        waits |= is_older || is_in_the_way;
+    }
+    return waits;
 }
 
 /* Starts what nothing stands in the way of any more. One that fails ends, which calls this again:
@@ -178,7 +225,7 @@ static void start_waiting(struct node *n)
 {
     struct error err = {0};
     for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
-        if (h->is_found && h->process == NULL && !has_predecessor(h)) {
+        if (h->is_found && h->process == NULL && !has_to_wait(h)) {
             bool is_wanted = !h->is_stopping && !h->is_orphan && n->phase < NODE_STOPPING_RANKS;
             if (!is_wanted)
                 error_set(&err, E_CANCELLED, "stopped before it was started");
@@ -189,24 +236,18 @@ static void start_waiting(struct node *n)
         }
 }
 
-static void stop_rank(struct hosted_rank *h)
-{
-    h->is_stopping = true;
-    if (h->process != NULL)
-        runner_process_stop(h->process);
-}
-
 /* Older epochs give way; a newer one, or the same from another leader, means that this order is
  * void. */
 static int check_epoch(struct node *n, const struct rank_owner *owner, struct error *err)
 {
     for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
-        if (node_id_equal(&h->owner.instance, &owner->instance) && h->owner.epoch > owner->epoch)
+        if (!h->is_parked && node_id_equal(&h->owner.instance, &owner->instance) &&
+            h->owner.epoch > owner->epoch)
             return error_set(err, E_UNAVAILABLE, "a newer placement of this instance is known");
     for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
         if (node_id_equal(&h->owner.instance, &owner->instance) && h->owner.epoch < owner->epoch &&
-            !h->is_stopping)
-            stop_rank(h);
+            !h->is_stopping && !h->is_parked)
+            let_go(h);
     return 0;
 }
 
@@ -235,13 +276,13 @@ int ranks_start(struct node *n, const struct rank_owner *owner, uint32_t rank,
     struct hosted_rank *h = add_rank(n, owner, rank, n_node_ranks, load);
     if (h == NULL)
         return error_set(err, E_NOMEM, "out of memory for rank %u", rank);
-    if (has_predecessor(h)) {
+    if (has_to_wait(h)) {
         h->is_found = true;
         return 0;
     }
     rc = spawn_rank(h, err);
     if (rc != 0) {
-        unlink_rank(h);
+        rank_unlink(h);
         free(h);
         return rc;
     }
@@ -309,6 +350,7 @@ int ranks_start_for(struct node *n, struct mesh_link *link, const struct mesh_ra
         return error_set(err, E_PROTOCOL, "RANK_START for rank %u: out of order", m->rank);
     /* What is this node's own business: where it listens and where its files are. */
     snprintf(load.host, sizeof(load.host), "%s", mesh_link_local_host(link));
+    paths_prepare(n, paths_find_placed(n, &m->instance, m->epoch), load.host);
     load.cpu = -1;
     memcpy(load.model_hash, m->model_hash, sizeof(load.model_hash));
     if (ranks_count(n) >= 2 * LIMIT_RANKS)
@@ -333,7 +375,9 @@ int ranks_start_for(struct node *n, struct mesh_link *link, const struct mesh_ra
 void ranks_send(struct node *n, const struct rank_owner *owner, uint32_t rank, struct buf *frame)
 {
     struct hosted_rank *h = find_rank(n, owner, rank);
-    if (h == NULL || h->process == NULL)
+    if (paths_direct(n, owner, rank, frame))
+        return;
+    if (h == NULL || h->process == NULL || h->is_releasing)
         buf_done(frame);
     else
         runner_process_send(h->process, frame);
@@ -344,7 +388,7 @@ void ranks_stop(struct node *n, const struct rank_owner *owner, uint32_t rank)
     struct hosted_rank *h = find_rank(n, owner, rank);
     if (h == NULL)
         return;
-    stop_rank(h);
+    let_go(h);
     if (h->is_found && h->process == NULL)
         end_rank(h, "stopped before it was started", false);
 }
@@ -352,9 +396,9 @@ void ranks_stop(struct node *n, const struct rank_owner *owner, uint32_t rank)
 void ranks_drop_leader(struct node *n, const struct node_id *leader)
 {
     for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
-        if (node_id_equal(&h->owner.leader, leader) && !h->is_orphan) {
+        if (node_id_equal(&h->owner.leader, leader) && !h->is_orphan && !h->is_parked) {
             h->is_orphan = true;
-            stop_rank(h);
+            let_go(h);
         }
     start_waiting(n);
 }
@@ -362,6 +406,6 @@ void ranks_drop_leader(struct node *n, const struct node_id *leader)
 void ranks_stop_all(struct node *n)
 {
     for (struct hosted_rank *h = n->ranks; h != NULL; h = h->next)
-        stop_rank(h);
+        rank_stop(h);
     start_waiting(n);
 }

@@ -15,7 +15,7 @@ struct runner_process {
     struct runner_events events;
     struct buf in;
     uint32_t pid;
-    bool has_exited, has_link_ended, is_stopping, is_done;
+    bool has_exited, has_link_ended, is_stopping, is_releasing, is_done;
     int n_handles;
     uint64_t heard_ms;
     char
@@ -112,17 +112,28 @@ static void on_ping_timer(uv_timer_t *timer)
     runner_process_send(p, &b);
 }
 
+static void start_pings(struct runner_process *p)
+{
+    if (!p->is_stopping)
+        uv_timer_start(&p->timer, on_ping_timer, RUNNER_PING_MS, RUNNER_PING_MS);
+}
+
 static void take_frame(struct runner_process *p, const struct message *m, const void *frame,
                        size_t n)
 {
     struct message_failed failed;
-    if (m->type == MESSAGE_PONG)
-        return;
     if (m->type == MESSAGE_FAILED && message_decode_failed(m, &failed, NULL) == 0)
         note_reason(p, failed.message);
+    if (p->is_releasing && m->type != MESSAGE_RELEASED)
+        return;
+    if (p->is_releasing) {
+        p->is_releasing = false;
+        p->reason[0] = '\0'; /* what its last task failed of is no cause of its end */
+        start_pings(p);
+    }
     /* From now on it answers at any time, also during a step, so silence means that it hangs. */
-    if (m->type == MESSAGE_READY && !p->is_stopping)
-        uv_timer_start(&p->timer, on_ping_timer, RUNNER_PING_MS, RUNNER_PING_MS);
+    if (m->type == MESSAGE_READY)
+        start_pings(p);
     p->events.frame(p->events.arg, m, frame, n);
 }
 
@@ -217,6 +228,28 @@ void runner_process_stop(struct runner_process *p)
     message_encode_stop(&b);
     runner_process_send(p, &b);
     kill_later(p);
+}
+
+static void on_release_timer(uv_timer_t *timer)
+{
+    runner_process_kill(timer->data, "runner did not end its task in time and was killed");
+}
+
+void runner_process_release(struct runner_process *p)
+{
+    struct buf b;
+    if (p->is_stopping || p->is_releasing)
+        return;
+    p->is_releasing = true;
+    buf_init(&b, 256);
+    message_encode_release(&b);
+    runner_process_send(p, &b);
+    uv_timer_start(&p->timer, on_release_timer, RUNNER_RELEASE_MS, 0);
+}
+
+void runner_process_hand_over(struct runner_process *p, const struct runner_events *events)
+{
+    p->events = *events;
 }
 
 uint32_t runner_process_pid(const struct runner_process *p)

@@ -13,7 +13,12 @@
 #include <stdint.h>
 #include <uv.h>
 
-enum { RUNNER_KILL_MS = 2000, RUNNER_PING_MS = 1000, RUNNER_SILENCE_MS_MAX = 10000 };
+enum {
+    RUNNER_KILL_MS = 2000,
+    RUNNER_RELEASE_MS = 1500,
+    RUNNER_PING_MS = 1000,
+    RUNNER_SILENCE_MS_MAX = 10000
+};
 
 struct runner_process; /* opaque */
 
@@ -33,6 +38,12 @@ int runner_process_start(uv_loop_t *loop, const char *program, const struct runn
 void runner_process_send(struct runner_process *p, struct buf *frames);
 /* Asks it to stop; kills it after RUNNER_KILL_MS. ended follows. */
 void runner_process_stop(struct runner_process *p);
+/* Asks it to end its task and to keep its weights. The next frame is RELEASED, which says that it
+ * is ready for another LOAD; what it said for the old task is not handed on any more. Kills it
+ * after RUNNER_RELEASE_MS without. */
+void runner_process_release(struct runner_process *p);
+/* What comes from now on is for somebody else. Of a process that has said RELEASED. */
+void runner_process_hand_over(struct runner_process *p, const struct runner_events *events);
 /* Ends it now; ended follows with this reason. */
 void runner_process_kill(struct runner_process *p, const char *reason);
 uint32_t runner_process_pid(const struct runner_process *p);

@@ -81,6 +81,8 @@ static void put_member(struct node *n, struct buf *b, const struct member *m)
                (unsigned long long)(now_ms > m->heard_ms ? now_ms - m->heard_ms : 0));
     buf_printf(b, ",\"rtt_us\":%u,\"mbit_s\":%.0f", m->link.rtt_us, (double)m->link.mbit_s);
     put_figures(b, &m->self.figures);
+    buf_append_char(b, ',');
+    paths_json(n, b, &m->id);
     buf_append_char(b, '}');
 }
 
@@ -107,6 +109,7 @@ static void put_rank(const struct node *n, struct buf *b, const struct placed_in
                r->stage, r->layers.begin, r->layers.end, r->kv_heads.begin, r->kv_heads.end,
                (unsigned long long)r->weight_bytes, (unsigned long long)r->kv_bytes, r->pid);
     put_text(b, "status", rank_status_name(r->status));
+    figures_put_rank(b, &r->work);
     buf_append_char(b, '}');
 }
 
@@ -128,10 +131,13 @@ static void put_instance(const struct node *n, struct buf *b, const struct place
     put_text(b, "split", split_describe(&p->split, split));
     buf_printf(b,
                ",\"epoch\":%llu,\"n_ctx\":%u,\"n_slots\":%u,\"restarts\":%u,\"created\":%llu,"
-               "\"decode_tok_s\":%.2f,\"prefill_tok_s\":%.2f,\"ranks\":[",
+               "\"decode_tok_s\":%.2f,\"prefill_tok_s\":%.2f",
                (unsigned long long)p->epoch, r != NULL ? r->n_ctx : 0, r != NULL ? r->n_slots : 0,
                p->n_repairs, (unsigned long long)(r != NULL ? r->created_s : 0),
                (double)p->decode_tok_s, (double)p->prefill_tok_s);
+    if (r != NULL)
+        figures_put_head(b, &r->head);
+    buf_append_str(b, ",\"ranks\":[");
     for (uint32_t k = 0; k < p->split.n_ranks; k++) {
         if (k > 0)
             buf_append_char(b, ',');

@@ -32,7 +32,7 @@ struct control {
     struct comm *comm;
     struct engine *engine;
     struct message_pong figures;
-    bool is_idle, is_closing, is_ended;
+    bool is_idle, is_closing, is_ended, is_released;
     struct error end; /* why it ended */
 };
 
@@ -56,6 +56,15 @@ static int flush_some(struct control *c)
     return 0;
 }
 
+/* Under the lock. */
+static void abort_targets(struct control *c)
+{
+    if (c->engine != NULL)
+        engine_abort(c->engine);
+    if (c->comm != NULL)
+        comm_abort(c->comm);
+}
+
 /* Marks the link as ended and stops what runs. Under the lock. */
 static void end_link(struct control *c, const struct error *why, bool may_finish)
 {
@@ -64,12 +73,31 @@ static void end_link(struct control *c, const struct error *why, bool may_finish
     c->is_ended = true;
     c->end = *why;
     pthread_cond_broadcast(&c->changed);
-    if (may_finish && c->is_idle)
-        return;
-    if (c->engine != NULL)
-        engine_abort(c->engine);
-    if (c->comm != NULL)
-        comm_abort(c->comm);
+    if (!may_finish || !c->is_idle)
+        abort_targets(c);
+}
+
+/* Under the lock. */
+static void drop_commands(struct control *c)
+{
+    while (c->first != NULL) {
+        struct command *next = c->first->next;
+        free(c->first);
+        c->first = next;
+    }
+    c->last = &c->first;
+    c->n_commands = 0;
+}
+
+static void release(struct control *c)
+{
+    pthread_mutex_lock(&c->lock);
+    drop_commands(c);
+    c->is_released = true;
+    pthread_cond_broadcast(&c->changed);
+    if (!c->is_idle)
+        abort_targets(c);
+    pthread_mutex_unlock(&c->lock);
 }
 
 static uint64_t memory_peak_bytes(void)
@@ -126,11 +154,15 @@ static int take_frame(struct control *c, const struct message *m, struct error *
 {
     if (m->type == MESSAGE_PING)
         return answer_ping(c, m, err);
-    if (m->type != MESSAGE_STOP)
+    if (m->type != MESSAGE_STOP && m->type != MESSAGE_RELEASE)
         return queue_command(c, m, err);
     if (m->len != 0)
-        return error_set(err, E_PROTOCOL, "stop: %zu bytes too many", m->len);
-    return error_set(err, E_CANCELLED, "stopped");
+        return error_set(err, E_PROTOCOL, "%s: %zu bytes too many",
+                         m->type == MESSAGE_STOP ? "stop" : "release", m->len);
+    if (m->type == MESSAGE_STOP)
+        return error_set(err, E_CANCELLED, "stopped");
+    release(c);
+    return 0;
 }
 
 /* Reads once and handles every whole frame. Errors end the link: E_CANCELLED in order (STOP). */
@@ -303,11 +335,7 @@ void control_close(struct control *c)
     close(c->fd);
     close(c->wake[0]);
     close(c->wake[1]);
-    while (c->first != NULL) {
-        struct command *next = c->first->next;
-        free(c->first);
-        c->first = next;
-    }
+    drop_commands(c);
     pthread_cond_destroy(&c->changed);
     pthread_mutex_destroy(&c->lock);
     buf_done(&c->in);
@@ -327,13 +355,15 @@ int control_take(struct control *c, uint32_t timeout_ms, struct command **ret_co
     struct command *command = NULL;
     int rc = 0;
     pthread_mutex_lock(&c->lock);
-    while (c->first == NULL && !c->is_ended)
+    while (c->first == NULL && !c->is_ended && !c->is_released)
         if (timeout_ms == 0 || pthread_cond_timedwait(&c->changed, &c->lock, &until) == ETIMEDOUT)
             break;
     if (c->is_ended) {
         rc = c->end.code;
         if (err != NULL)
             *err = c->end;
+    } else if (c->is_released) {
+        rc = error_set(err, E_CANCELLED, "released");
     } else if (c->first != NULL) {
         command = c->first;
         c->first = command->next;
@@ -355,6 +385,21 @@ int control_end(struct control *c, struct error *err)
         *err = c->end;
     pthread_mutex_unlock(&c->lock);
     return rc;
+}
+
+bool control_is_released(struct control *c)
+{
+    pthread_mutex_lock(&c->lock);
+    bool is_released = c->is_released && !c->is_ended;
+    pthread_mutex_unlock(&c->lock);
+    return is_released;
+}
+
+void control_take_release(struct control *c)
+{
+    pthread_mutex_lock(&c->lock);
+    c->is_released = false;
+    pthread_mutex_unlock(&c->lock);
 }
 
 void control_send(struct control *c, const struct buf *frames)
@@ -382,12 +427,8 @@ void control_set_targets(struct control *c, struct comm *comm, struct engine *en
     pthread_mutex_lock(&c->lock);
     c->comm = comm;
     c->engine = engine;
-    if (c->is_ended) {
-        if (engine != NULL)
-            engine_abort(engine);
-        if (comm != NULL)
-            comm_abort(comm);
-    }
+    if (c->is_ended || c->is_released)
+        abort_targets(c);
     pthread_mutex_unlock(&c->lock);
 }
 

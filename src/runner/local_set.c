@@ -335,7 +335,8 @@ static int start_rank(struct local_set *s, const struct local_set_options *o, ui
 static int start_ranks(struct local_set *s, const struct local_set_options *o, struct error *err)
 {
     struct comm *comms[LIMIT_RANKS] = {0};
-    int rc = o->processes ? 0 : comm_local_new(s->n_ranks, NULL, comms, err);
+    struct comm_options options = {.wire = o->wire, .spin_us = UINT32_MAX};
+    int rc = o->processes ? 0 : comm_local_new(s->n_ranks, &options, comms, err);
     for (uint32_t i = 0; i < s->n_ranks; i++) {
         if (rc == 0)
             rc = start_rank(s, o, i, comms[i], err);
@@ -349,8 +350,13 @@ static int send_load(struct local_set *s, const struct local_set_options *o,
                      const uint8_t model_hash[32], struct error *err)
 {
     long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    struct message_load load = {
-        .split = s->split, .engine = o->engine, .spin_us = UINT32_MAX, .cpu = -1};
+    struct message_load load = {.split = s->split,
+                                .engine = o->engine,
+                                .n_chunk = o->n_chunk,
+                                .n_draft = o->n_draft,
+                                .wire = o->wire,
+                                .spin_us = UINT32_MAX,
+                                .cpu = -1};
     memcpy(load.model_hash, model_hash, sizeof(load.model_hash));
     snprintf(load.host, sizeof(load.host), "127.0.0.1");
     if (strlen(o->model_path) >= sizeof(load.model_path))

@@ -20,7 +20,10 @@ struct local_set_options {
     uint32_t n_ranks;  /* 0: 1 */
     const char *split; /* text for split_parse; NULL: "pipeline" */
     bool processes;    /* child processes and tcp; otherwise threads and local */
+    bool has_comm;     /* processes was chosen by the user */
     bool pin;          /* rank r on processor r modulo their number */
+    enum comm_wire wire;
+    uint32_t n_chunk, n_draft; /* of the scheduler */
     struct engine_options engine;
     const char *program; /* path of the program that child processes run as `program runner`, with
                             the link on descriptor 3; NULL: this one */

@@ -1,11 +1,15 @@
 /*
- * The plan of one step: what rank 0 broadcasts so that all ranks do the same. It resets slots, then
- * lists the parts of the step with their tokens. Each part says how many tokens its slot holds and
- * their hash, so that a rank that lost its place refuses instead of computing nonsense.
+ * The plan of one step: what rank 0 broadcasts so that all ranks do the same. In this order: it
+ * copies KV blocks, begins sequences in slots, gives slots more blocks, then lists the parts of the
+ * step with their tokens. Each part says how many tokens its slot holds and their hash, so that a
+ * rank that lost its place refuses instead of computing nonsense; a slot that holds more forgets
+ * what follows (rejected drafts).
  *
- * Wire form, little-endian: u8 kind, u64 step number, u32 n_resets, resets (u32 slot, u32 n_keep,
- * sampling), u32 n_parts, parts (u32 slot, u32 n_tokens, u8 output, u32 n_past, u64 prefix hash),
- * u32 n_tokens, i32 tokens. IDLE and STOP end after the number. Thread: pure functions.
+ * Wire form, little-endian: u8 kind, u64 step number, u32 n_copies, copies (u32 from, u32 to, u32
+ * n_tokens), u32 n_attaches, attaches (u32 slot, u32 n_keep, u32 n_blocks, sampling), u32 n_parts,
+ * parts (u32 slot, u32 n_tokens, u8 output, u32 n_past, u64 prefix hash, u32 n_new_blocks), u32
+ * n_blocks, u32 blocks, u32 n_tokens, i32 tokens. IDLE and STOP end after the number. Thread: pure
+ * functions.
  */
 #ifndef SHOAL_RUNNER_PLAN_H
 #define SHOAL_RUNNER_PLAN_H
@@ -22,24 +26,35 @@ enum plan_kind {
     PLAN_STOP, /* the ranks end in order */
 };
 
-struct plan_reset { /* engine_slot_reset, before the step */
+struct plan_copy { /* engine_block_copy */
+    uint32_t from, to, n_tokens;
+};
+
+struct plan_attach { /* engine_slot_attach */
     uint32_t slot, n_keep;
+    uint32_t n_blocks;
     struct sampling sampling;
 };
 
 struct plan_part {
     uint32_t slot, n_tokens;
     enum step_output output;
-    uint32_t n_past;      /* tokens in the slot before this part */
-    uint64_t prefix_hash; /* of these */
+    uint32_t n_past;       /* tokens in the slot before this part; engine_slot_truncate to it */
+    uint64_t prefix_hash;  /* of these */
+    uint32_t n_new_blocks; /* engine_slot_extend, before the step */
 };
+
+/* Blocks that one plan hands out at most: the whole of a context, for several sequences at once. */
+enum { PLAN_BLOCKS_MAX = 16384 };
 
 struct plan { /* large: on the heap */
     enum plan_kind kind;
     uint64_t number;
-    uint32_t n_resets, n_parts, n_tokens;
-    struct plan_reset reset[LIMIT_SLOTS];
+    uint32_t n_copies, n_attaches, n_parts, n_blocks, n_tokens;
+    struct plan_copy copy[LIMIT_SLOTS];
+    struct plan_attach attach[LIMIT_SLOTS];
     struct plan_part part[LIMIT_SLOTS];
+    uint32_t blocks[PLAN_BLOCKS_MAX]; /* of the attaches, one after another, then of the parts */
     int32_t tokens[LIMIT_BATCH_TOKENS];
 };
 
@@ -48,8 +63,8 @@ struct plan { /* large: on the heap */
 
 /* Errors: those of buf_append. */
 int plan_encode(struct buf *b, const struct plan *p);
-/* Checks every count, and that parts and tokens fit together; slots against the engine's are the
- * reader's to check. Errors: E_PROTOCOL (names the field). */
+/* Checks every count, and that parts, blocks and tokens fit together; slots and blocks against the
+ * engine's are the reader's to check. Errors: E_PROTOCOL (names the field). */
 int plan_decode(const void *data, size_t n, struct plan *ret, struct error *err);
 
 /* Hash of a token sequence: PLAN_HASH_EMPTY extended by its tokens, piece by piece. */

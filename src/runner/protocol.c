@@ -18,6 +18,7 @@ static uint32_t payload_bytes_max(uint32_t type)
     case MESSAGE_CANCEL:
     case MESSAGE_PING:
     case MESSAGE_STOP:
+    case MESSAGE_RELEASE:
     case MESSAGE_LISTENING:
     case MESSAGE_LOADING:
     case MESSAGE_READY:
@@ -26,6 +27,7 @@ static uint32_t payload_bytes_max(uint32_t type)
     case MESSAGE_TOKENS:
     case MESSAGE_DONE:
     case MESSAGE_PONG:
+    case MESSAGE_RELEASED:
         return SMALL_BYTES;
     default:
         return 0;
@@ -101,7 +103,12 @@ int message_encode_load(struct buf *b, const struct message_load *m)
     buf_append_u32(b, m->engine.n_slots);
     buf_append_u32(b, m->engine.n_ctx);
     buf_append_u32(b, m->engine.n_batch);
+    buf_append_u32(b, m->engine.n_kv_tokens);
+    buf_append_u8(b, (uint8_t)m->engine.kv_type);
     buf_append_u8(b, m->engine.no_repack);
+    buf_append_u32(b, m->n_chunk);
+    buf_append_u32(b, m->n_draft);
+    buf_append_u8(b, (uint8_t)m->wire);
     buf_append_u32(b, m->spin_us);
     buf_append_u32(b, m->timeout_ms);
     buf_append_u32(b, (uint32_t)m->cpu);
@@ -159,6 +166,11 @@ int message_encode_stop(struct buf *b)
     return finish_frame(b, begin_frame(b, MESSAGE_STOP), MESSAGE_STOP);
 }
 
+int message_encode_release(struct buf *b)
+{
+    return finish_frame(b, begin_frame(b, MESSAGE_RELEASE), MESSAGE_RELEASE);
+}
+
 int message_encode_listening(struct buf *b, uint16_t port)
 {
     size_t start = begin_frame(b, MESSAGE_LISTENING);
@@ -179,12 +191,16 @@ int message_encode_ready(struct buf *b, const struct message_ready *m)
     buf_append_u64(b, m->info.weight_bytes);
     buf_append_u64(b, m->info.weight_bytes_mapped);
     buf_append_u64(b, m->info.weight_bytes_repacked);
+    buf_append_u64(b, m->info.weight_bytes_kept);
     buf_append_u64(b, m->info.kv_bytes);
     buf_append_u64(b, m->info.compute_bytes);
     buf_append_u32(b, m->info.n_ctx);
     buf_append_u32(b, m->info.n_slots);
     buf_append_u32(b, m->info.n_batch);
     buf_append_u32(b, m->info.n_threads);
+    buf_append_u32(b, m->info.block_tokens);
+    buf_append_u32(b, m->info.n_blocks);
+    buf_append_u32(b, m->info.n_attached_max);
     buf_append_u32(b, m->pid);
     return finish_frame(b, start, MESSAGE_READY);
 }
@@ -233,6 +249,22 @@ int message_encode_done(struct buf *b, const struct message_done *m)
     return finish_frame(b, start, MESSAGE_DONE);
 }
 
+static void put_stats(struct buf *b, const struct scheduler_stats *s)
+{
+    buf_append_u64(b, s->n_steps);
+    buf_append_u64(b, s->n_prompt_tokens);
+    buf_append_u64(b, s->n_cached_tokens);
+    buf_append_u64(b, s->n_generated_tokens);
+    buf_append_u64(b, s->n_drafted);
+    buf_append_u64(b, s->n_accepted);
+    buf_append_u64(b, s->n_preempted);
+    buf_append_u64(b, s->n_evicted);
+    buf_append_u32(b, s->n_blocks_used);
+    buf_append_u32(b, s->n_blocks_kept);
+    buf_append_u32(b, s->n_blocks_free);
+    buf_append_u32(b, s->n_block_tokens_used);
+}
+
 int message_encode_pong(struct buf *b, const struct message_pong *m)
 {
     size_t start = begin_frame(b, MESSAGE_PONG);
@@ -243,12 +275,19 @@ int message_encode_pong(struct buf *b, const struct message_pong *m)
     buf_append_u64(b, m->timing.comm_ns);
     buf_append_u64(b, m->timing.graph_ns);
     buf_append_u64(b, m->timing.sample_ns);
+    buf_append_u64(b, m->timing.fill_ns);
     buf_append_u64(b, m->comm.bytes_sent);
     buf_append_u64(b, m->comm.bytes_received);
     buf_append_u64(b, m->comm.n_operations);
     buf_append_u64(b, m->comm.wait_ns);
     buf_append_u32(b, m->n_running);
     buf_append_u32(b, m->n_queued);
+    put_stats(b, &m->scheduler);
     buf_append_u64(b, m->memory_peak_bytes);
     return finish_frame(b, start, MESSAGE_PONG);
+}
+
+int message_encode_released(struct buf *b, uint64_t weight_bytes)
+{
+    return encode_u64(b, MESSAGE_RELEASED, weight_bytes);
 }

@@ -12,6 +12,7 @@
  *   node: SUBMIT     head:   PROGRESS (prefill) ..., TOKENS ..., DONE       (rank 0 only)
  *   node: CANCEL     head:   DONE (cancelled)
  *   node: PING       runner: PONG, at any time, also during a step
+ *   node: RELEASE    runner: RELEASED, once it has ended what it did; then LOAD again, or STOP
  *   node: STOP       runner: closes the link and exits with 0
  *
  * Thread: pure functions.
@@ -33,6 +34,7 @@ enum message_type {
     MESSAGE_CANCEL,
     MESSAGE_PING,
     MESSAGE_STOP,
+    MESSAGE_RELEASE,
     MESSAGE_LISTENING = 32,
     MESSAGE_LOADING,
     MESSAGE_READY,
@@ -41,14 +43,17 @@ enum message_type {
     MESSAGE_TOKENS,
     MESSAGE_DONE,
     MESSAGE_PONG,
+    MESSAGE_RELEASED,
 };
 
 struct message_load {
     uint32_t rank;
     struct split split;
-    uint8_t key[32];        /* of the instance: proves membership on the data plane */
-    uint8_t model_hash[32]; /* all zero: not checked */
-    struct engine_options engine;
+    uint8_t key[32];              /* of the instance: proves membership on the data plane */
+    uint8_t model_hash[32];       /* all zero: not checked */
+    struct engine_options engine; /* but kept, which does not travel */
+    uint32_t n_chunk, n_draft;    /* of the scheduler; only the head uses them */
+    enum comm_wire wire;
     uint32_t spin_us, timeout_ms; /* of comm; UINT32_MAX and 0: defaults */
     int32_t cpu;                  /* pin to this processor; -1: none */
     char host[64];                /* numeric address to listen on for the data plane */
@@ -98,12 +103,24 @@ struct message_ready {
     uint32_t pid;
 };
 
+struct scheduler_stats { /* since the start */
+    uint64_t n_steps, n_prompt_tokens, n_cached_tokens, n_generated_tokens;
+    uint64_t n_drafted, n_accepted; /* tokens guessed, and of these the right ones */
+    uint64_t n_preempted;           /* sequences put back into the queue for want of blocks */
+    uint64_t n_evicted;             /* blocks of kept prefixes given up */
+    uint32_t n_blocks_used, n_blocks_kept,
+        n_blocks_free;            /* now: in slots, in the tree only, free */
+    uint32_t n_block_tokens_used; /* now: tokens in the blocks of slots; the rest of these blocks is
+                                     fragmentation */
+};
+
 struct message_pong {
     uint64_t nonce;
     struct engine_timing timing;
     struct comm_stats comm;
     uint32_t n_running, n_queued;
-    uint64_t memory_peak_bytes; /* resident, of the process; 0 when unknown */
+    struct scheduler_stats scheduler; /* of the head */
+    uint64_t memory_peak_bytes;       /* resident, of the process; 0 when unknown */
 };
 
 struct message_failed {
@@ -118,6 +135,7 @@ int message_encode_submit(struct buf *b, const struct message_submit *m);
 int message_encode_cancel(struct buf *b, uint64_t request);
 int message_encode_ping(struct buf *b, uint64_t nonce);
 int message_encode_stop(struct buf *b);
+int message_encode_release(struct buf *b);
 int message_encode_listening(struct buf *b, uint16_t port);
 int message_encode_loading(struct buf *b, float fraction);
 int message_encode_ready(struct buf *b, const struct message_ready *m);
@@ -126,6 +144,8 @@ int message_encode_progress(struct buf *b, const struct message_progress *m);
 int message_encode_tokens(struct buf *b, const struct message_tokens *m);
 int message_encode_done(struct buf *b, const struct message_done *m);
 int message_encode_pong(struct buf *b, const struct message_pong *m);
+/* Memory that the weights take which it still has, pages of files not counted. */
+int message_encode_released(struct buf *b, uint64_t weight_bytes);
 
 struct message { /* one frame; payload borrows the input */
     enum message_type type;
@@ -143,7 +163,7 @@ int message_decode_connect(const struct message *m, struct message_connect *ret,
 /* ret->tokens is a copy that the caller frees with free(). */
 int message_decode_submit(const struct message *m, struct message_submit *ret, struct error *err);
 int message_decode_u64(const struct message *m, uint64_t *ret,
-                       struct error *err); /* CANCEL, PING */
+                       struct error *err); /* CANCEL, PING, RELEASED */
 int message_decode_listening(const struct message *m, uint16_t *ret, struct error *err);
 int message_decode_loading(const struct message *m, float *ret, struct error *err);
 int message_decode_ready(const struct message *m, struct message_ready *ret, struct error *err);

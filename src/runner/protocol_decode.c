@@ -68,6 +68,13 @@ static int check_load(const struct message_load *m, uint8_t no_repack, struct er
                          m->engine.n_batch, LIMIT_BATCH_TOKENS);
     if (no_repack > 1)
         return error_set(err, E_PROTOCOL, "load.no_repack: %u, not 0 or 1", no_repack);
+    if (m->engine.kv_type >= KV_TYPE_COUNT)
+        return error_set(err, E_PROTOCOL, "load.kv_type: %u is unknown", m->engine.kv_type);
+    if (m->wire >= COMM_WIRE_COUNT)
+        return error_set(err, E_PROTOCOL, "load.wire: %u is unknown", m->wire);
+    if (m->n_draft > LIMIT_DRAFT_TOKENS)
+        return error_set(err, E_PROTOCOL, "load.n_draft: %u, at most %d are allowed", m->n_draft,
+                         LIMIT_DRAFT_TOKENS);
     if (m->cpu < -1)
         return error_set(err, E_PROTOCOL, "load.cpu: %d", m->cpu);
     return 0;
@@ -91,8 +98,15 @@ int message_decode_load(const struct message *m, struct message_load *ret, struc
     ret->engine.n_slots = cursor_u32(&c);
     ret->engine.n_ctx = cursor_u32(&c);
     ret->engine.n_batch = cursor_u32(&c);
+    ret->engine.n_kv_tokens = cursor_u32(&c);
+    uint8_t kv_type = cursor_u8(&c);
+    ret->engine.kv_type = (enum kv_type)kv_type;
     uint8_t no_repack = cursor_u8(&c);
     ret->engine.no_repack = no_repack != 0;
+    ret->n_chunk = cursor_u32(&c);
+    ret->n_draft = cursor_u32(&c);
+    uint8_t wire = cursor_u8(&c);
+    ret->wire = (enum comm_wire)wire;
     ret->spin_us = cursor_u32(&c);
     ret->timeout_ms = cursor_u32(&c);
     ret->cpu = (int32_t)cursor_u32(&c);
@@ -161,7 +175,10 @@ int message_decode_u64(const struct message *m, uint64_t *ret, struct error *err
 {
     struct cursor c = begin(m);
     *ret = cursor_u64(&c);
-    return finish(&c, m->type == MESSAGE_PING ? "ping" : "cancel", err);
+    const char *name = m->type == MESSAGE_PING       ? "ping"
+                       : m->type == MESSAGE_RELEASED ? "released"
+                                                     : "cancel";
+    return finish(&c, name, err);
 }
 
 int message_decode_listening(const struct message *m, uint16_t *ret, struct error *err)
@@ -188,12 +205,16 @@ int message_decode_ready(const struct message *m, struct message_ready *ret, str
     ret->info.weight_bytes = cursor_u64(&c);
     ret->info.weight_bytes_mapped = cursor_u64(&c);
     ret->info.weight_bytes_repacked = cursor_u64(&c);
+    ret->info.weight_bytes_kept = cursor_u64(&c);
     ret->info.kv_bytes = cursor_u64(&c);
     ret->info.compute_bytes = cursor_u64(&c);
     ret->info.n_ctx = cursor_u32(&c);
     ret->info.n_slots = cursor_u32(&c);
     ret->info.n_batch = cursor_u32(&c);
     ret->info.n_threads = cursor_u32(&c);
+    ret->info.block_tokens = cursor_u32(&c);
+    ret->info.n_blocks = cursor_u32(&c);
+    ret->info.n_attached_max = cursor_u32(&c);
     ret->pid = cursor_u32(&c);
     int rc = finish(&c, "ready", err);
     if (rc == 0 && (ret->info.n_slots > LIMIT_SLOTS || ret->info.n_batch > LIMIT_BATCH_TOKENS))
@@ -275,6 +296,22 @@ int message_decode_done(const struct message *m, struct message_done *ret, struc
     return rc;
 }
 
+static void get_stats(struct cursor *c, struct scheduler_stats *ret)
+{
+    ret->n_steps = cursor_u64(c);
+    ret->n_prompt_tokens = cursor_u64(c);
+    ret->n_cached_tokens = cursor_u64(c);
+    ret->n_generated_tokens = cursor_u64(c);
+    ret->n_drafted = cursor_u64(c);
+    ret->n_accepted = cursor_u64(c);
+    ret->n_preempted = cursor_u64(c);
+    ret->n_evicted = cursor_u64(c);
+    ret->n_blocks_used = cursor_u32(c);
+    ret->n_blocks_kept = cursor_u32(c);
+    ret->n_blocks_free = cursor_u32(c);
+    ret->n_block_tokens_used = cursor_u32(c);
+}
+
 int message_decode_pong(const struct message *m, struct message_pong *ret, struct error *err)
 {
     struct cursor c = begin(m);
@@ -286,12 +323,14 @@ int message_decode_pong(const struct message *m, struct message_pong *ret, struc
     ret->timing.comm_ns = cursor_u64(&c);
     ret->timing.graph_ns = cursor_u64(&c);
     ret->timing.sample_ns = cursor_u64(&c);
+    ret->timing.fill_ns = cursor_u64(&c);
     ret->comm.bytes_sent = cursor_u64(&c);
     ret->comm.bytes_received = cursor_u64(&c);
     ret->comm.n_operations = cursor_u64(&c);
     ret->comm.wait_ns = cursor_u64(&c);
     ret->n_running = cursor_u32(&c);
     ret->n_queued = cursor_u32(&c);
+    get_stats(&c, &ret->scheduler);
     ret->memory_peak_bytes = cursor_u64(&c);
     return finish(&c, "pong", err);
 }

@@ -1,6 +1,8 @@
 #include "runner/runner.h"
 
+#include "base/clock.h"
 #include "base/log.h"
+#include "engine/weights.h"
 #include "runner/control.h"
 #include "runner/serve.h"
 
@@ -12,6 +14,9 @@
 #include <string.h>
 #include <unistd.h>
 
+/* How long a runner without a task keeps its weights for another one: longer than a node waits. */
+enum { IDLE_MS = 60 * 1000 };
+
 struct runner {
     struct control *control;
     struct message_load load;
@@ -20,6 +25,9 @@ struct runner {
     struct comm *comm; /* NULL with one rank and no local comm */
     bool is_local;     /* comm came with the thread */
     struct engine *engine;
+    struct weights *kept;    /* of the last engine */
+    struct command *command; /* the first of this task, taken already; NULL: none */
+    bool is_faultless;       /* whatever fails now is the other ranks' or the network's doing */
 };
 
 /* ---- the conversation ---- */
@@ -28,8 +36,9 @@ struct runner {
 static int expect(struct runner *r, enum message_type type, struct command **ret_command,
                   struct error *err)
 {
-    struct command *command = NULL;
+    struct command *command = r->command;
     int rc = 0;
+    r->command = NULL;
     while (rc == 0 && command == NULL)
         rc = control_take(r->control, 60000, &command, err);
     if (rc == 0 && command->message.type != type)
@@ -134,12 +143,15 @@ static int hash_program(const struct runner *r, uint8_t ret_hash[32], struct err
 {
     struct buf b;
     buf_init(&b, 65536);
-    buf_append_str(&b, "shoal " SHOAL_VERSION " wire f32\n");
+    buf_append_str(&b, "shoal " SHOAL_VERSION "\n");
     buf_append(&b, r->model->hash, sizeof(r->model->hash));
     split_encode(&r->load.split, &b);
     buf_append_u32(&b, r->load.engine.n_ctx);
     buf_append_u32(&b, r->load.engine.n_slots);
     buf_append_u32(&b, r->load.engine.n_batch);
+    buf_append_u32(&b, r->load.engine.n_kv_tokens);
+    buf_append_u32(&b, r->load.engine.kv_type);
+    buf_append_u32(&b, r->load.wire);
     unsigned int len = 32;
     bool ok = b.error == 0 && EVP_Digest(b.data, b.len, ret_hash, &len, EVP_sha256(), NULL) == 1;
     buf_done(&b);
@@ -162,12 +174,15 @@ static int do_connect(struct runner *r, struct error *err)
     if (rc != 0 || !uses_tcp(r))
         return rc;
     rc = hash_program(r, hash, err);
-    struct comm_options options = {.timeout_ms = r->load.timeout_ms, .spin_us = r->load.spin_us};
+    r->is_faultless = rc == 0;
+    struct comm_options options = {
+        .wire = r->load.wire, .timeout_ms = r->load.timeout_ms, .spin_us = r->load.spin_us};
     if (rc == 0)
         rc = comm_tcp_connect(r->listener, r->load.rank, r->load.split.n_ranks, connect.peer,
                               r->load.key, hash, &options, &r->comm, err);
     comm_tcp_listener_close(r->listener);
     r->listener = NULL;
+    r->is_faultless = r->is_faultless && rc != 0;
     return rc;
 }
 
@@ -188,10 +203,14 @@ static int do_open(struct runner *r, const struct serve_options *o, struct error
     message_encode_loading(&frames, 0.0f);
     send_and_free(r, &frames);
     control_set_targets(r->control, r->comm, NULL);
-    int rc = engine_open(r->model, &r->load.split, r->load.rank, o->comm, &r->load.engine,
-                         &r->engine, err);
+    struct engine_options options = r->load.engine;
+    options.kept = r->kept;
+    r->kept = NULL;
+    int rc =
+        engine_open(r->model, &r->load.split, r->load.rank, o->comm, &options, &r->engine, err);
     if (rc != 0)
         return rc;
+    r->is_faultless = true;
     control_set_targets(r->control, r->comm, r->engine);
     rc = serve_barrier(o, err);
     if (rc != 0)
@@ -204,7 +223,7 @@ static int do_open(struct runner *r, const struct serve_options *o, struct error
     return 0;
 }
 
-/* ---- all of it ---- */
+/* ---- one task: from LOAD to the end of the step loop ---- */
 
 static int run(struct runner *r, struct error *err)
 {
@@ -219,8 +238,11 @@ static int run(struct runner *r, struct error *err)
         .comm = split->n_ranks > 1 ? r->comm : NULL,
         .rank = r->load.rank,
         .n_ranks = split->n_ranks,
+        .n_stages = split->n_stages,
         .rows_rank = split->stage[split->n_stages - 1].rank_first,
         .n_vocab = r->model->config.n_vocab,
+        .n_chunk = r->load.n_chunk,
+        .n_draft = r->load.n_draft,
         .timeout_ms = r->load.timeout_ms != 0 ? r->load.timeout_ms : COMM_TIMEOUT_MS,
     };
     rc = do_open(r, &o, err);
@@ -240,6 +262,74 @@ static void report(struct runner *r, const struct error *err)
     send_and_free(r, &frames);
 }
 
+/* Ends the task; the weights stay. Peers learn that this rank is gone before its memory is
+ * returned, which may take a while. */
+static void end_task(struct runner *r, bool has_failed)
+{
+    control_set_targets(r->control, NULL, NULL);
+    comm_tcp_listener_close(r->listener);
+    if (r->engine != NULL && r->comm != NULL && has_failed)
+        comm_abort(r->comm);
+    if (r->engine != NULL)
+        r->kept = engine_close_keeping(r->engine);
+    comm_close(r->comm);
+    model_close(r->model);
+    r->listener = NULL;
+    r->engine = NULL;
+    r->comm = NULL;
+    r->model = NULL;
+    control_publish(r->control, &(struct message_pong){0});
+}
+
+/* ---- between two tasks ---- */
+
+/* Whether another task may follow: nothing is wrong here, and there is a process to keep. */
+static bool may_go_on(const struct runner *r, int rc)
+{
+    bool is_no_fault =
+        rc == 0 || rc == E_CANCELLED ||
+        (r->is_faultless && (rc == E_PEERLOST || rc == E_TIMEOUT || rc == E_PROTOCOL));
+    return is_no_fault && !r->is_local && control_end(r->control, NULL) == 0;
+}
+
+/* Waits until the node says what becomes of this runner: RELEASE is answered (what the last task
+ * failed of is over then: *status is 0), and LOAD begins another task. Whatever else comes was
+ * meant for the one that has ended. Errors: E_CANCELLED when the runner shall end. */
+static int wait_for_task(struct runner *r, int *status)
+{
+    struct error err;
+    bool is_free = false;
+    uint64_t until_ns = clock_now_ns() + IDLE_MS * UINT64_C(1000000);
+    for (;;) {
+        struct command *command = NULL;
+        uint64_t now_ns = clock_now_ns();
+        uint64_t left_ms = now_ns < until_ns ? (until_ns - now_ns + 999999) / 1000000 : 0;
+        int rc = control_take(r->control, (uint32_t)left_ms, &command, &err);
+        if (control_is_released(r->control)) {
+            struct buf frames = new_frames();
+            free(command);
+            control_take_release(r->control);
+            message_encode_released(&frames, weights_bytes_held(r->kept));
+            send_and_free(r, &frames);
+            is_free = true;
+            *status = 0;
+            until_ns = clock_now_ns() + IDLE_MS * UINT64_C(1000000);
+            continue;
+        }
+        if (rc != 0)
+            return E_CANCELLED;
+        if (command != NULL && is_free && command->message.type == MESSAGE_LOAD) {
+            r->command = command;
+            return 0;
+        }
+        free(command);
+        if (left_ms == 0) {
+            log_info("runner", "no other task within %d s -> ends", IDLE_MS / 1000);
+            return E_CANCELLED;
+        }
+    }
+}
+
 int runner_main(int control_fd, struct comm *local_comm)
 {
     struct runner r = {.comm = local_comm, .is_local = local_comm != NULL};
@@ -250,20 +340,20 @@ int runner_main(int control_fd, struct comm *local_comm)
         comm_close(local_comm);
         return rc;
     }
-    rc = run(&r, &err);
-    /* After STOP every error is a consequence of stopping. */
-    if (rc != 0 && control_end(r.control, NULL) == E_CANCELLED)
-        rc = 0;
-    else if (rc != 0)
-        report(&r, &err);
-    control_set_targets(r.control, NULL, NULL);
-    /* Peers learn that this rank is gone before its memory is returned, which may take a while. */
-    comm_tcp_listener_close(r.listener);
-    if (r.engine != NULL && r.comm != NULL && rc != 0)
-        comm_abort(r.comm);
-    engine_close(r.engine);
-    comm_close(r.comm);
-    model_close(r.model);
+    bool goes_on;
+    do {
+        r.is_faultless = false;
+        rc = run(&r, &err);
+        goes_on = may_go_on(&r, rc);
+        /* After STOP or RELEASE every error is a consequence. */
+        if (rc != 0 && (control_end(r.control, NULL) == E_CANCELLED ||
+                        (goes_on && control_is_released(r.control))))
+            rc = 0;
+        else if (rc != 0)
+            report(&r, &err);
+        end_task(&r, rc != 0);
+    } while (goes_on && wait_for_task(&r, &rc) == 0);
+    weights_free(r.kept);
     control_close(r.control);
     return rc;
 }

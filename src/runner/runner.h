@@ -3,7 +3,10 @@
  * connects to the other ranks, and runs the step loop; rank 0 plans the steps for all
  * (runner/scheduler.h) and broadcasts each plan over comm. When idle the head sends an empty plan
  * every second, so that every wait has a deadline. The loop ends when the control link closes, at
- * STOP, or at an error, which is reported with FAILED before the link is closed.
+ * STOP, at RELEASE, or at an error, which is reported with FAILED.
+ *
+ * After RELEASE, and after an error that is other ranks' doing, the runner is free: it has closed
+ * all but its weights, and waits for RELEASE, for another LOAD, which finds them, or for its end.
  */
 #ifndef SHOAL_RUNNER_RUNNER_H
 #define SHOAL_RUNNER_RUNNER_H

@@ -1,73 +1,80 @@
-#include "runner/scheduler.h"
+#include "runner/scheduler_internal.h"
 
-#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-struct request {
-    struct request *next; /* in the queue */
-    struct message_submit submit;
-    int32_t *tokens; /* the prompt, owned */
-    uint64_t submitted_ns, admitted_ns, first_token_ns;
-    uint32_t n_max; /* cut at the end of the context */
-    uint32_t n_cached, n_generated;
-};
-
-struct slot {
-    struct request *request; /* NULL: free */
-    int32_t *tokens;         /* [n_ctx]: what the KV cache holds */
-    uint32_t n_tokens;
-    uint64_t hash;        /* of these */
-    uint64_t used_at;     /* counts admissions: the smallest is the least recently used */
-    int32_t token_last;   /* sampled, not yet in the KV cache */
-    bool reset_is_due;    /* the next plan must reset it to n_tokens */
-    uint32_t part_tokens; /* of the step under way; 0: not part of it */
-    enum step_output part_output;
-};
-
-struct scheduler {
-    struct scheduler_options options;
-    struct scheduler_output output;
-    struct slot slot[LIMIT_SLOTS];
-    struct request *queue, **queue_end;
-    uint32_t n_queued, n_running;
-    uint32_t decode_first; /* slot where the round of decoding sequences begins */
-    uint64_t n_admitted;
-    uint64_t planned_ns;             /* when the step under way was planned */
-    uint32_t part_slot[LIMIT_SLOTS]; /* of the step under way, in the order of its parts */
-    uint32_t n_parts;
-    double prefill_token_ns; /* measured, of the latest chunks; 0: not known */
-};
-
-int scheduler_new(const struct scheduler_options *o, const struct scheduler_output *output,
-                  struct scheduler **ret_scheduler, struct error *err)
+static int check_options(const struct scheduler_options *o, struct error *err)
 {
     if (o->n_slots == 0 || o->n_slots > LIMIT_SLOTS || o->n_ctx < 2 || o->n_batch == 0 ||
         o->n_batch > LIMIT_BATCH_TOKENS || o->n_vocab == 0)
         return error_set(err, E_INVALID, "scheduler: %u slots, context %u, batch %u, vocabulary %u",
                          o->n_slots, o->n_ctx, o->n_batch, o->n_vocab);
+    if (o->block_tokens == 0 || o->n_blocks == 0 || o->n_attached_max == 0 ||
+        (uint64_t)o->block_tokens * o->n_blocks < 2)
+        return error_set(err, E_INVALID, "scheduler: %u KV blocks of %u tokens, %u in slots",
+                         o->n_blocks, o->block_tokens, o->n_attached_max);
+    if (o->n_in_flight > SCHEDULER_IN_FLIGHT_MAX || o->n_draft > LIMIT_DRAFT_TOKENS)
+        return error_set(err, E_INVALID,
+                         "scheduler: %u steps under way (at most %d), %u drafts (at most %d)",
+                         o->n_in_flight, SCHEDULER_IN_FLIGHT_MAX, o->n_draft, LIMIT_DRAFT_TOKENS);
+    return 0;
+}
+
+static uint32_t min(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static int allocate(struct scheduler *s, struct error *err)
+{
+    const struct scheduler_options *o = &s->options;
+    int rc = prefix_tree_new(o->n_blocks, o->block_tokens, &s->tree, err);
+    if (rc != 0)
+        return rc;
+    size_t bytes = s->n_slot_blocks * sizeof(uint32_t);
+    s->match = malloc(bytes);
+    bool is_done = s->match != NULL;
+    for (uint32_t i = 0; i < o->n_slots; i++) {
+        s->slot[i].blocks = malloc(bytes);
+        s->slot[i].there = malloc(bytes);
+        is_done = is_done && s->slot[i].blocks != NULL && s->slot[i].there != NULL;
+    }
+    return is_done ? 0
+                   : error_set(err, E_NOMEM, "no memory for the blocks of %u slots", o->n_slots);
+}
+
+int scheduler_new(const struct scheduler_options *o, const struct scheduler_output *output,
+                  struct scheduler **ret_scheduler, struct error *err)
+{
+    int rc = check_options(o, err);
+    if (rc != 0)
+        return rc;
     struct scheduler *s = calloc(1, sizeof(*s));
     if (s == NULL)
         return error_set(err, E_NOMEM, "no memory for the scheduler");
     s->options = *o;
+    if (s->options.n_in_flight == 0)
+        s->options.n_in_flight = 1;
+    if (s->options.n_chunk == 0)
+        s->options.n_chunk = SCHEDULER_CHUNK;
     s->output = *output;
     s->queue_end = &s->queue;
-    for (uint32_t i = 0; i < o->n_slots; i++) {
-        s->slot[i].hash = PLAN_HASH_EMPTY;
-        s->slot[i].tokens = malloc((size_t)o->n_ctx * sizeof(int32_t));
-        if (s->slot[i].tokens == NULL) {
-            scheduler_free(s);
-            return error_set(err, E_NOMEM, "no memory for the tokens of %u slots", o->n_slots);
-        }
+    s->source = &draft_lookup;
+    uint64_t n_cache = (uint64_t)min(o->n_blocks, o->n_attached_max) * o->block_tokens;
+    s->n_room = n_cache < o->n_ctx ? (uint32_t)n_cache : o->n_ctx;
+    s->n_slot_blocks = scheduler_blocks(s, s->n_room);
+    rc = allocate(s, err);
+    if (rc != 0) {
+        scheduler_free(s);
+        return rc;
     }
     *ret_scheduler = s;
     return 0;
 }
 
-static void free_request(struct request *r)
+static void free_request(const struct scheduler *s, struct request *r)
 {
-    if (r == NULL)
-        return;
+    s->source->end(r->guesses);
     free(r->tokens);
     free(r);
 }
@@ -77,14 +84,18 @@ void scheduler_free(struct scheduler *s)
     if (s == NULL)
         return;
     for (uint32_t i = 0; i < s->options.n_slots; i++) {
-        free_request(s->slot[i].request);
-        free(s->slot[i].tokens);
+        free(s->slot[i].blocks);
+        free(s->slot[i].there);
     }
+    for (uint32_t i = 0; i < s->n_running; i++)
+        free_request(s, s->running[i]);
     while (s->queue != NULL) {
         struct request *next = s->queue->next;
-        free_request(s->queue);
+        free_request(s, s->queue);
         s->queue = next;
     }
+    prefix_tree_free(s->tree);
+    free(s->match);
     free(s);
 }
 
@@ -108,6 +119,10 @@ static int check_submit(const struct scheduler *s, const struct message_submit *
         return error_set(err, E_LIMIT,
                          "the prompt has %u tokens; the context of %u leaves room for %u",
                          m->n_tokens, s->options.n_ctx, s->options.n_ctx - 1);
+    if (m->n_tokens > s->n_room - 1)
+        return error_set(err, E_LIMIT,
+                         "the prompt has %u tokens; the KV cache of %u tokens leaves room for %u",
+                         m->n_tokens, s->n_room, s->n_room - 1);
     if (m->n_max == 0)
         return error_set(err, E_INVALID, "no tokens are to be generated");
     for (uint32_t i = 0; i < m->n_tokens; i++)
@@ -125,8 +140,8 @@ static bool is_known(const struct scheduler *s, uint64_t request)
     for (const struct request *r = s->queue; r != NULL; r = r->next)
         if (r->submit.request == request)
             return true;
-    for (uint32_t i = 0; i < s->options.n_slots; i++)
-        if (s->slot[i].request != NULL && s->slot[i].request->submit.request == request)
+    for (uint32_t i = 0; i < s->n_running; i++)
+        if (s->running[i]->submit.request == request)
             return true;
     return false;
 }
@@ -144,8 +159,10 @@ static struct request *copy_request(const struct scheduler *s, const struct mess
     memcpy(tokens, m->tokens, (size_t)m->n_tokens * sizeof(*tokens));
     r->submit = *m;
     r->submit.tokens = r->tokens = tokens;
+    r->n_tokens = m->n_tokens;
+    r->slot = SCHEDULER_NONE;
     r->submitted_ns = now_ns;
-    uint32_t room = s->options.n_ctx - m->n_tokens;
+    uint32_t room = s->n_room - m->n_tokens;
     r->n_max = m->n_max < room ? m->n_max : room;
     return r;
 }
@@ -167,15 +184,15 @@ int scheduler_submit(struct scheduler *s, const struct message_submit *m, uint64
         answer_error(s, m->request, m->n_tokens, &e);
         return 0;
     }
+    r->order = ++s->n_submitted;
     *s->queue_end = r;
     s->queue_end = &r->next;
     s->n_queued++;
     return 0;
 }
 
-/* Answers with DONE and forgets the request. */
-static void end_request(struct scheduler *s, struct request *r, enum finish_reason reason,
-                        uint64_t now_ns)
+void scheduler_end(struct scheduler *s, struct request *r, enum finish_reason reason,
+                   const struct error *e, uint64_t now_ns)
 {
     struct message_done done = {.request = r->submit.request,
                                 .reason = reason,
@@ -187,26 +204,51 @@ static void end_request(struct scheduler *s, struct request *r, enum finish_reas
     done.queue_ns = admitted_ns - r->submitted_ns;
     done.prefill_ns = first_ns - admitted_ns;
     done.decode_ns = now_ns - first_ns;
+    if (e != NULL) {
+        done.code = e->code;
+        memcpy(done.message, e->message, sizeof(done.message));
+    }
+    free_request(s, r);
     s->output.done(s->output.arg, &done);
-    free_request(r);
 }
 
-static void free_slot(struct scheduler *s, struct slot *slot, enum finish_reason reason,
-                      uint64_t now_ns)
+void scheduler_stop(struct scheduler *s, struct request *r)
 {
-    struct request *r = slot->request;
-    slot->request = NULL;
-    slot->reset_is_due = false;
+    uint32_t at = 0;
+    while (s->running[at] != r)
+        at++;
     s->n_running--;
-    end_request(s, r, reason, now_ns);
+    memmove(s->running + at, s->running + at + 1, (s->n_running - at) * sizeof(*s->running));
+    if (s->waiter == r)
+        s->waiter = NULL;
+    scheduler_release(s, r);
+}
+
+/* What steps under way give for it is dropped. Its slot and its blocks are free all the same:
+ * whoever gets them is in a later step, and every rank performs steps in their order. */
+static void leave_flights(struct scheduler *s, const struct request *r)
+{
+    for (uint32_t i = 0; i < s->n_flights; i++) {
+        struct flight *f = &s->flight[(s->flight_first + i) % SCHEDULER_IN_FLIGHT_MAX];
+        for (uint32_t k = 0; k < f->n_parts; k++)
+            if (f->part[k].request == r)
+                f->part[k].request = NULL;
+    }
+}
+
+static void end_running(struct scheduler *s, struct request *r, enum finish_reason reason,
+                        uint64_t now_ns)
+{
+    leave_flights(s, r);
+    scheduler_stop(s, r);
+    scheduler_end(s, r, reason, NULL, now_ns);
 }
 
 void scheduler_cancel(struct scheduler *s, uint64_t request, uint64_t now_ns)
 {
-    assert(s->n_parts == 0);
-    for (uint32_t i = 0; i < s->options.n_slots; i++)
-        if (s->slot[i].request != NULL && s->slot[i].request->submit.request == request) {
-            free_slot(s, &s->slot[i], FINISH_CANCELLED, now_ns);
+    for (uint32_t i = 0; i < s->n_running; i++)
+        if (s->running[i]->submit.request == request) {
+            end_running(s, s->running[i], FINISH_CANCELLED, now_ns);
             return;
         }
     for (struct request **p = &s->queue; *p != NULL; p = &(*p)->next)
@@ -216,178 +258,39 @@ void scheduler_cancel(struct scheduler *s, uint64_t request, uint64_t now_ns)
             if (s->queue_end == &r->next)
                 s->queue_end = p;
             s->n_queued--;
-            end_request(s, r, FINISH_CANCELLED, now_ns);
+            scheduler_end(s, r, FINISH_CANCELLED, NULL, now_ns);
             return;
         }
 }
 
-/* ---- slots ---- */
+/* ---- results ---- */
 
-static uint32_t common_prefix(const struct slot *slot, const struct request *r)
+void scheduler_hash(struct request *r, uint32_t n)
 {
-    uint32_t n_max = slot->n_tokens < r->submit.n_tokens ? slot->n_tokens : r->submit.n_tokens;
-    uint32_t n = 0;
-    while (n < n_max && slot->tokens[n] == r->tokens[n])
-        n++;
-    return n;
+    r->hash = plan_hash(r->hash, r->tokens + r->n_hashed, n - r->n_hashed);
+    r->n_hashed = n;
 }
 
-/* The free slot whose cached tokens help most; of equals the least recently used. */
-static struct slot *choose_slot(struct scheduler *s, const struct request *r)
-{
-    struct slot *best = NULL;
-    uint32_t best_prefix = 0;
-    for (uint32_t i = 0; i < s->options.n_slots; i++) {
-        struct slot *slot = &s->slot[i];
-        if (slot->request != NULL)
-            continue;
-        uint32_t prefix = common_prefix(slot, r);
-        if (prefix < SCHEDULER_PREFIX_MIN)
-            prefix = 0;
-        if (best == NULL || prefix > best_prefix ||
-            (prefix == best_prefix && slot->used_at < best->used_at)) {
-            best = slot;
-            best_prefix = prefix;
-        }
-    }
-    return best;
-}
-
-static void admit(struct scheduler *s, uint64_t now_ns)
-{
-    while (s->queue != NULL) {
-        struct request *r = s->queue;
-        struct slot *slot = choose_slot(s, r);
-        if (slot == NULL)
-            return;
-        s->queue = r->next;
-        if (s->queue == NULL)
-            s->queue_end = &s->queue;
-        r->next = NULL;
-        s->n_queued--;
-        s->n_running++;
-        /* The last token of the prompt always runs again: its logits choose the first new token. */
-        uint32_t prefix = common_prefix(slot, r);
-        slot->n_tokens = prefix < r->submit.n_tokens ? prefix : r->submit.n_tokens - 1;
-        slot->hash = plan_hash(PLAN_HASH_EMPTY, slot->tokens, slot->n_tokens);
-        slot->reset_is_due = true;
-        slot->used_at = ++s->n_admitted;
-        slot->request = r;
-        r->n_cached = slot->n_tokens;
-        r->admitted_ns = now_ns;
-    }
-}
-
-/* ---- steps ---- */
-
-static bool is_decoding(const struct slot *slot)
-{
-    return slot->request != NULL && slot->request->n_generated > 0;
-}
-
-/* The admitted sequence whose prompt is to be run next: the one that waits longest. */
-static struct slot *find_prefill(struct scheduler *s)
-{
-    struct slot *first = NULL;
-    for (uint32_t i = 0; i < s->options.n_slots; i++) {
-        struct slot *slot = &s->slot[i];
-        if (slot->request != NULL && !is_decoding(slot) &&
-            (first == NULL || slot->used_at < first->used_at))
-            first = slot;
-    }
-    return first;
-}
-
-static void add_part(struct scheduler *s, struct plan *p, struct slot *slot, const int32_t *tokens,
-                     uint32_t n_tokens, enum step_output output)
-{
-    uint32_t index = (uint32_t)(slot - s->slot);
-    if (slot->reset_is_due) {
-        struct plan_reset *reset = &p->reset[p->n_resets++];
-        reset->slot = index;
-        reset->n_keep = slot->n_tokens;
-        reset->sampling = slot->request->submit.sampling;
-        slot->reset_is_due = false;
-    }
-    p->part[p->n_parts] = (struct plan_part){.slot = index,
-                                             .n_tokens = n_tokens,
-                                             .output = output,
-                                             .n_past = slot->n_tokens,
-                                             .prefix_hash = slot->hash};
-    memcpy(p->tokens + p->n_tokens, tokens, (size_t)n_tokens * sizeof(*tokens));
-    s->part_slot[p->n_parts] = index;
-    p->n_parts++;
-    p->n_tokens += n_tokens;
-    slot->part_tokens = n_tokens;
-    slot->part_output = output;
-}
-
-/* One token of each decoding sequence, as far as n_max reaches. In the order of the slots, so that
- * steps keep their shape; only when not all fit, the round goes on where it was cut the last time,
- * so that none starves. */
-static void plan_decodes(struct scheduler *s, struct plan *p, uint32_t n_max)
-{
-    uint32_t n_slots = s->options.n_slots, n_decoding = 0;
-    for (uint32_t i = 0; i < n_slots; i++)
-        n_decoding += is_decoding(&s->slot[i]);
-    uint32_t first = n_decoding <= n_max ? 0 : s->decode_first;
-    for (uint32_t k = 0; k < n_slots && p->n_tokens < n_max; k++) {
-        uint32_t i = (first + k) % n_slots;
-        if (!is_decoding(&s->slot[i]))
-            continue;
-        add_part(s, p, &s->slot[i], &s->slot[i].token_last, 1, STEP_OUTPUT_LAST);
-        s->decode_first = (i + 1) % n_slots;
-    }
-}
-
-static uint32_t chunk_tokens_max(const struct scheduler *s, const struct plan *p)
-{
-    uint32_t n = s->options.n_batch - p->n_tokens;
-    if (p->n_parts > 0 && n > SCHEDULER_CHUNK_SHARED)
-        n = SCHEDULER_CHUNK_SHARED;
-    if (s->options.step_ns_max == 0)
-        return n;
-    if (s->prefill_token_ns == 0.0)
-        return n < SCHEDULER_CHUNK_FIRST ? n : SCHEDULER_CHUNK_FIRST;
-    /* Halved rather than cut exactly, so that a little jitter does not change the shapes of steps
-     * (and with them the rounding of results). */
-    while (n > 1 && (double)n * s->prefill_token_ns > (double)s->options.step_ns_max)
-        n /= 2;
-    return n;
-}
-
-bool scheduler_plan(struct scheduler *s, uint64_t now_ns, struct plan *ret_plan)
-{
-    assert(s->n_parts == 0);
-    admit(s, now_ns);
-    struct plan *p = ret_plan;
-    p->kind = PLAN_STEP;
-    p->n_resets = p->n_parts = p->n_tokens = 0;
-
-    struct slot *prefill = find_prefill(s);
-    plan_decodes(s, p, s->options.n_batch - (prefill != NULL ? 1 : 0));
-    if (prefill != NULL) {
-        const struct request *r = prefill->request;
-        uint32_t n_left = r->submit.n_tokens - prefill->n_tokens;
-        uint32_t n_max = chunk_tokens_max(s, p);
-        uint32_t n = n_left < n_max ? n_left : n_max;
-        add_part(s, p, prefill, r->tokens + prefill->n_tokens, n,
-                 n == n_left ? STEP_OUTPUT_LAST : STEP_OUTPUT_NONE);
-    }
-    s->n_parts = p->n_parts;
-    s->planned_ns = now_ns;
-    return p->n_parts > 0;
-}
-
-/* Learns the time of a prompt token from chunks long enough to tell. */
-static void measure(struct scheduler *s, uint32_t n_tokens, uint64_t now_ns)
+/* Learns from the time of a step: that of a prompt token, from chunks long enough to tell, and that
+ * of decoding steps by their rows. With several steps under way it is the time between results. */
+static void measure(struct scheduler *s, const struct flight *f, uint64_t now_ns)
 {
     enum { TOKENS_MIN = 16 };
-    if (n_tokens < TOKENS_MIN || now_ns <= s->planned_ns)
+    bool was_idle = f->planned_ns >= s->result_ns, after_prompt = s->result_had_prompt;
+    uint64_t begin_ns = was_idle ? f->planned_ns : s->result_ns;
+    s->result_ns = now_ns;
+    s->result_had_prompt = f->has_prompt;
+    if (now_ns <= begin_ns)
         return;
-    double token_ns = (double)(now_ns - s->planned_ns) / n_tokens;
-    s->prefill_token_ns =
-        s->prefill_token_ns == 0.0 ? token_ns : (s->prefill_token_ns + token_ns) / 2;
+    if (!f->has_prompt) {
+        /* Behind a prompt's chunk a step waits for that, or has it easy. */
+        if (was_idle || !after_prompt)
+            scheduler_draft_measure(s, f, now_ns - begin_ns);
+    } else if (f->n_tokens >= TOKENS_MIN) {
+        double token_ns = (double)(now_ns - begin_ns) / f->n_tokens;
+        s->prefill_token_ns =
+            s->prefill_token_ns == 0.0 ? token_ns : (s->prefill_token_ns + token_ns) / 2;
+    }
 }
 
 static bool is_end(const struct request *r, int32_t token)
@@ -398,49 +301,76 @@ static bool is_end(const struct request *r, int32_t token)
     return false;
 }
 
-static void take_token(struct scheduler *s, struct slot *slot, int32_t token, uint64_t now_ns)
+/* Tokens of a part: the first is what the model chose; each further one counts as long as the draft
+ * that it was chosen after was right. */
+static void take_rows(struct scheduler *s, struct request *r, struct flight_part *part,
+                      const struct step_row *rows, uint64_t now_ns)
 {
-    struct request *r = slot->request;
+    struct message_tokens m = {.request = r->submit.request, .n_before = r->n_generated};
+    bool is_stopped = false;
+    uint32_t n_right = 0;
     if (r->first_token_ns == 0)
         r->first_token_ns = now_ns;
-    if (is_end(r, token)) {
-        free_slot(s, slot, FINISH_STOP, now_ns);
-        return;
+    for (uint32_t i = 0; i < part->n_rows; i++) {
+        r->n_past = part->n_past + part->n_tokens - part->n_rows + i + 1;
+        is_stopped = is_end(r, rows[i].token);
+        if (is_stopped)
+            break;
+        /* Drafts lie behind the known tokens. */
+        bool is_right = i + 1 < part->n_rows && r->tokens[r->n_tokens] == rows[i].token;
+        r->tokens[r->n_tokens++] = rows[i].token;
+        r->n_generated++;
+        m.tokens[m.n_tokens++] = rows[i].token;
+        n_right += is_right;
+        if (!is_right || r->n_generated == r->n_max)
+            break;
     }
-    struct message_tokens m = {
-        .request = r->submit.request, .n_before = r->n_generated, .n_tokens = 1};
-    r->n_generated++;
-    slot->token_last = token;
-    m.tokens[0] = token;
-    s->output.tokens(s->output.arg, &m);
-    if (r->n_generated == r->n_max)
-        free_slot(s, slot, FINISH_LENGTH, now_ns);
+    if (part->n_rows > 1)
+        scheduler_draft_result(s, r, part, n_right);
+    s->stats.n_generated_tokens += m.n_tokens;
+    if (m.n_tokens > 0)
+        s->output.tokens(s->output.arg, &m);
+    if (is_stopped || r->n_generated == r->n_max)
+        end_running(s, r, is_stopped ? FINISH_STOP : FINISH_LENGTH, now_ns);
+}
+
+static void tell_progress(struct scheduler *s, struct request *r, const struct flight_part *part)
+{
+    uint32_t n_done = part->n_past + part->n_tokens;
+    bool is_whole = part->n_past == r->n_begin && n_done == r->n_target;
+    if (is_whole || r->n_generated > 0 || n_done <= r->n_progress)
+        return;
+    struct message_progress m = {
+        .request = r->submit.request, .n_done = n_done, .n_prompt = r->submit.n_tokens};
+    r->n_progress = n_done;
+    s->output.progress(s->output.arg, &m);
 }
 
 void scheduler_result(struct scheduler *s, const struct step_row *rows, uint64_t now_ns)
 {
-    uint32_t row = 0, n_tokens = 0, n_parts = s->n_parts;
-    s->n_parts = 0;
-    for (uint32_t k = 0; k < n_parts; k++) {
-        struct slot *slot = &s->slot[s->part_slot[k]];
-        struct request *r = slot->request;
-        const int32_t *tokens = is_decoding(slot) ? &slot->token_last : r->tokens + slot->n_tokens;
-        memcpy(slot->tokens + slot->n_tokens, tokens, (size_t)slot->part_tokens * sizeof(*tokens));
-        slot->hash = plan_hash(slot->hash, tokens, slot->part_tokens);
-        slot->n_tokens += slot->part_tokens;
-        n_tokens += slot->part_tokens;
-
-        if (!is_decoding(slot) && (slot->part_output == STEP_OUTPUT_NONE ||
-                                   slot->part_tokens + r->n_cached < r->submit.n_tokens)) {
-            struct message_progress m = {.request = r->submit.request,
-                                         .n_done = slot->n_tokens,
-                                         .n_prompt = r->submit.n_tokens};
-            s->output.progress(s->output.arg, &m);
+    struct flight *f = &s->flight[s->flight_first];
+    s->flight_first = (s->flight_first + 1) % SCHEDULER_IN_FLIGHT_MAX;
+    s->n_flights--;
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        struct flight_part *part = &f->part[i];
+        struct request *r = part->request;
+        if (part->is_prompt)
+            s->stats.n_prompt_tokens += part->n_tokens;
+        if (r != NULL) {
+            r->n_in_flight--;
+            if (part->is_prompt)
+                tell_progress(s, r, part);
+            if (part->n_rows > 0)
+                take_rows(s, r, part, rows, now_ns);
         }
-        if (slot->part_output == STEP_OUTPUT_LAST)
-            take_token(s, slot, rows[row++].token, now_ns);
+        rows += part->n_rows;
     }
-    measure(s, n_tokens, now_ns);
+    measure(s, f, now_ns);
+}
+
+uint32_t scheduler_n_in_flight(const struct scheduler *s)
+{
+    return s->n_flights;
 }
 
 uint32_t scheduler_n_running(const struct scheduler *s)
@@ -451,4 +381,19 @@ uint32_t scheduler_n_running(const struct scheduler *s)
 uint32_t scheduler_n_queued(const struct scheduler *s)
 {
     return s->n_queued;
+}
+
+void scheduler_get_stats(const struct scheduler *s, struct scheduler_stats *ret_stats)
+{
+    uint32_t n_empty = 0; /* places in the last blocks of sequences, which are never shared */
+    for (uint32_t i = 0; i < s->n_running; i++)
+        if (scheduler_has_begun(s->running[i]))
+            n_empty += s->slot[s->running[i]->slot].n_blocks * s->options.block_tokens -
+                       s->running[i]->n_past;
+    *ret_stats = s->stats;
+    ret_stats->n_evicted = prefix_tree_n_evicted(s->tree);
+    ret_stats->n_blocks_free = prefix_tree_n_free(s->tree);
+    ret_stats->n_blocks_kept = prefix_tree_n_available(s->tree) - ret_stats->n_blocks_free;
+    ret_stats->n_blocks_used = s->options.n_blocks - prefix_tree_n_available(s->tree);
+    ret_stats->n_block_tokens_used = ret_stats->n_blocks_used * s->options.block_tokens - n_empty;
 }

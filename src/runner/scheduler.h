@@ -1,8 +1,13 @@
 /*
- * What the head does next: the queue of requests, the slots, and the plan of each step. All
- * decoding sequences get one token a step, and one sequence a chunk of its prompt. Pure: no I/O;
- * the time is passed in; results and cancellations come as calls, answers go out through callbacks.
- * Thread: one.
+ * What the head does next: the queue of requests, the slots, the blocks of the KV cache, and the
+ * plan of each step (continuous batching: Yu et al., Orca, OSDI 2022; chunks of prompts beside
+ * decoding: Agrawal et al., Sarathi-Serve, OSDI 2024). A step has one token, or a token and drafts,
+ * of sequences that decode, and chunks of as many prompts as fit into its budget. With stages, as
+ * many steps may be under way as there are stages: chunks of one prompt follow each other, and
+ * decoding sequences are spread over the steps.
+ *
+ * Pure: no I/O; the time is passed in; results and cancellations come as calls, answers go out
+ * through callbacks. Thread: one.
  */
 #ifndef SHOAL_RUNNER_SCHEDULER_H
 #define SHOAL_RUNNER_SCHEDULER_H
@@ -18,8 +23,14 @@ struct scheduler; /* opaque */
 
 struct scheduler_options {
     uint32_t n_slots, n_ctx, n_batch, n_vocab;
-    uint64_t step_ns_max; /* a chunk is cut so that a step stays below this, as far as earlier steps
-                             tell; 0: no bound. Other ranks wait for a step with a deadline. */
+    uint32_t block_tokens, n_blocks; /* of the KV cache */
+    uint32_t n_attached_max;         /* blocks in all slots together */
+    uint32_t n_in_flight;            /* steps under way at once: the number of stages; 0: 1 */
+    uint32_t n_chunk; /* tokens of prompts in a step that also decodes; 0: SCHEDULER_CHUNK */
+    uint32_t n_draft; /* tokens guessed ahead at most; 0: none; at most LIMIT_DRAFT_TOKENS */
+    uint64_t
+        step_ns_max; /* chunks are cut so that a step stays below this, as far as earlier
+                        steps tell; 0: no bound. Other ranks wait for a step with a deadline. */
 };
 
 struct scheduler_output { /* answers to the node; called from inside the functions below */
@@ -29,12 +40,13 @@ struct scheduler_output { /* answers to the node; called from inside the functio
     void *arg;
 };
 
-/* A chunk while others decode: one long prompt may not stall them. */
-enum { SCHEDULER_CHUNK_SHARED = 128 };
+/* Tokens guessed ahead where nobody says otherwise. */
+enum { SCHEDULER_DRAFT_DEFAULT = 8 };
+/* Prompt tokens in a step with decoding sequences: one long prompt may not stall them. */
+enum { SCHEDULER_CHUNK = 128 };
 /* A chunk while the speed is not known yet (with step_ns_max). */
 enum { SCHEDULER_CHUNK_FIRST = 128 };
-/* A slot's cached tokens attract a request only when at least so many of them can be used. */
-enum { SCHEDULER_PREFIX_MIN = 16 };
+enum { SCHEDULER_IN_FLIGHT_MAX = LIMIT_STAGES };
 
 /* Errors: E_INVALID, E_NOMEM. */
 int scheduler_new(const struct scheduler_options *o, const struct scheduler_output *output,
@@ -46,15 +58,18 @@ void scheduler_free(struct scheduler *s);
  * answered. */
 int scheduler_submit(struct scheduler *s, const struct message_submit *m, uint64_t now_ns,
                      struct error *err);
-/* Ends a request with DONE (cancelled); unknown ones are ignored. Not between plan and result. */
+/* Ends a request with DONE (cancelled) at once; unknown ones are ignored. What steps under way
+ * still compute for it is dropped when they end. */
 void scheduler_cancel(struct scheduler *s, uint64_t request, uint64_t now_ns);
-/* Fills in the next step, except its number. Returns false when there is nothing to do. Each plan
- * must be followed by its result. */
+/* Fills in the next step, except its number. Returns false when there is nothing to do before a
+ * result, or when n_in_flight steps are under way. */
 bool scheduler_plan(struct scheduler *s, uint64_t now_ns, struct plan *ret_plan);
-/* The rows of the step that scheduler_plan gave last: plan_n_rows of them. */
+/* The rows of the oldest step under way: plan_n_rows of them. */
 void scheduler_result(struct scheduler *s, const struct step_row *rows, uint64_t now_ns);
 
+uint32_t scheduler_n_in_flight(const struct scheduler *s);
 uint32_t scheduler_n_running(const struct scheduler *s);
 uint32_t scheduler_n_queued(const struct scheduler *s);
+void scheduler_get_stats(const struct scheduler *s, struct scheduler_stats *ret_stats);
 
 #endif

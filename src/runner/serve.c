@@ -12,6 +12,12 @@ enum {
     LOAD_TIMEOUT_MS = 30 * 60 * 1000, /* the slowest rank's disk decides */
     TICK_MS = 1000,                   /* an idle head says so this often */
     STEPS_PER_TIMEOUT = 4,            /* steps are cut to stay this far below the comm's timeout */
+    STEP_NUMBER_BYTES = 8,            /* before the rows of a step */
+};
+
+struct step_under_way { /* planned; its rows come from the last stage */
+    uint64_t number;
+    uint32_t n_rows;
 };
 
 struct server {
@@ -21,10 +27,12 @@ struct server {
     struct plan *plan;
     uint64_t number;                 /* of the next step */
     uint64_t slot_hash[LIMIT_SLOTS]; /* of the tokens that each slot holds */
-    struct step_row *rows;           /* [LIMIT_BATCH_TOKENS] received ones */
-    struct buf wire;                 /* a plan or rows on their way */
-    struct buf frames;               /* to the node */
-    uint8_t *received;               /* [PLAN_BYTES_MAX] */
+    struct step_under_way under_way[SCHEDULER_IN_FLIGHT_MAX]; /* a ring; rank 0 */
+    uint32_t under_way_first, n_under_way;
+    struct step_row *rows; /* [LIMIT_BATCH_TOKENS] received ones */
+    struct buf wire;       /* a plan or rows on their way */
+    struct buf frames;     /* to the node */
+    uint8_t *received;     /* [PLAN_BYTES_MAX] */
 };
 
 static struct comm_group all_ranks(const struct server *s)
@@ -63,35 +71,73 @@ static void publish_figures(struct server *s)
     if (s->scheduler != NULL) {
         figures.n_running = scheduler_n_running(s->scheduler);
         figures.n_queued = scheduler_n_queued(s->scheduler);
+        scheduler_get_stats(s->scheduler, &figures.scheduler);
     }
     control_publish(s->o.control, &figures);
 }
 
-static int apply_resets(struct server *s, const struct plan *p, struct error *err)
+/* The blocks that a plan hands out, taken from its list one after another. The decoder has checked
+ * that the counts add up. */
+struct block_list {
+    const uint32_t *next;
+};
+
+static const uint32_t *take_blocks(struct block_list *list, uint32_t n)
 {
-    for (uint32_t i = 0; i < p->n_resets; i++) {
-        const struct plan_reset *reset = &p->reset[i];
-        if (reset->slot >= s->info.n_slots)
-            return error_set(err, E_PROTOCOL, "plan resets slot %u of %u", reset->slot,
-                             s->info.n_slots);
-        uint32_t n_tokens = engine_slot_n_tokens(s->o.engine, reset->slot);
-        if (reset->n_keep > n_tokens)
-            return error_set(err, E_PROTOCOL, "plan keeps %u tokens of slot %u, which holds %u",
-                             reset->n_keep, reset->slot, n_tokens);
-        s->slot_hash[reset->slot] =
-            plan_hash(PLAN_HASH_EMPTY, engine_slot_tokens(s->o.engine, reset->slot), reset->n_keep);
-        int rc = engine_slot_reset(s->o.engine, reset->slot, reset->n_keep, &reset->sampling, err);
+    const uint32_t *blocks = list->next;
+    list->next += n;
+    return blocks;
+}
+
+static int check_slot(const struct server *s, uint32_t slot, struct error *err)
+{
+    return slot < s->info.n_slots
+               ? 0
+               : error_set(err, E_PROTOCOL, "the plan names slot %u of %u", slot, s->info.n_slots);
+}
+
+static int apply_attaches(struct server *s, const struct plan *p, struct block_list *blocks,
+                          struct error *err)
+{
+    for (uint32_t i = 0; i < p->n_copies; i++) {
+        const struct plan_copy *copy = &p->copy[i];
+        int rc = engine_block_copy(s->o.engine, copy->from, copy->to, copy->n_tokens, err);
         if (rc != 0)
-            return error_wrap(err, rc, "resetting slot %u", reset->slot);
+            return error_wrap(err, rc, "copying block %u", copy->from);
+    }
+    for (uint32_t i = 0; i < p->n_attaches; i++) {
+        const struct plan_attach *a = &p->attach[i];
+        int rc = check_slot(s, a->slot, err);
+        if (rc == 0)
+            rc = engine_slot_attach(s->o.engine, a->slot, take_blocks(blocks, a->n_blocks),
+                                    a->n_blocks, a->n_keep, &a->sampling, err);
+        if (rc != 0)
+            return error_wrap(err, rc, "beginning a sequence in slot %u", a->slot);
+        s->slot_hash[a->slot] =
+            plan_hash(PLAN_HASH_EMPTY, engine_slot_tokens(s->o.engine, a->slot), a->n_keep);
     }
     return 0;
 }
 
-static int check_part(const struct server *s, const struct plan_part *part, struct error *err)
+/* Brings the slot of a part to where the head sees it. */
+static int apply_part(struct server *s, const struct plan_part *part, struct block_list *blocks,
+                      struct error *err)
 {
-    if (part->slot >= s->info.n_slots)
-        return error_set(err, E_PROTOCOL, "plan runs slot %u of %u", part->slot, s->info.n_slots);
-    uint32_t n_tokens = engine_slot_n_tokens(s->o.engine, part->slot);
+    struct engine *e = s->o.engine;
+    int rc = check_slot(s, part->slot, err);
+    if (rc != 0)
+        return rc;
+    if (part->n_past < engine_slot_n_tokens(e, part->slot)) {
+        rc = engine_slot_truncate(e, part->slot, part->n_past, err);
+        s->slot_hash[part->slot] =
+            plan_hash(PLAN_HASH_EMPTY, engine_slot_tokens(e, part->slot), part->n_past);
+    }
+    if (rc == 0 && part->n_new_blocks > 0)
+        rc = engine_slot_extend(e, part->slot, take_blocks(blocks, part->n_new_blocks),
+                                part->n_new_blocks, err);
+    if (rc != 0)
+        return error_wrap(err, rc, "slot %u", part->slot);
+    uint32_t n_tokens = engine_slot_n_tokens(e, part->slot);
     if (part->n_past != n_tokens || part->prefix_hash != s->slot_hash[part->slot])
         return error_set(err, E_PROTOCOL,
                          "rank %u lost its place: slot %u holds %u tokens (%016llx), the head "
@@ -108,7 +154,8 @@ static int run_step(struct server *s, const struct plan *p, struct step_result *
     if (p->n_tokens > s->info.n_batch)
         return error_set(err, E_PROTOCOL, "plan of %u tokens, at most %u fit into a step",
                          p->n_tokens, s->info.n_batch);
-    int rc = apply_resets(s, p, err);
+    struct block_list blocks = {p->blocks};
+    int rc = apply_attaches(s, p, &blocks, err);
     if (rc != 0)
         return rc;
     struct step step = {
@@ -116,7 +163,7 @@ static int run_step(struct server *s, const struct plan *p, struct step_result *
     const int32_t *tokens = p->tokens;
     for (uint32_t i = 0; i < p->n_parts; i++) {
         const struct plan_part *part = &p->part[i];
-        rc = check_part(s, part, err);
+        rc = apply_part(s, part, &blocks, err);
         if (rc != 0)
             return rc;
         step.part[i] = (struct step_part){
@@ -229,38 +276,90 @@ static int say(struct server *s, enum plan_kind kind, struct error *err)
     return broadcast(s, s->plan, err);
 }
 
-/* The rows of the step, from the last stage when that is elsewhere. */
-static int receive_rows(struct server *s, const struct plan *p, struct step_result *result,
-                        struct error *err)
+/* The rows of a step under way, from the last stage. It says so for every step, also for one
+ * without rows: the head counts on it when it decides how far to run ahead. */
+static int receive_rows(struct server *s, const struct step_under_way *step, struct error *err)
 {
-    uint32_t n_rows = plan_n_rows(p);
-    if (s->o.rows_rank != 0 && n_rows > 0) {
-        size_t n = (size_t)n_rows * PLAN_ROW_BYTES;
-        int rc = comm_recv(s->o.comm, s->o.rows_rank, s->received, n, err);
-        if (rc == 0)
-            rc = plan_decode_rows(s->received, n_rows, s->o.n_vocab, s->rows, err);
+    size_t n = STEP_NUMBER_BYTES + (size_t)step->n_rows * PLAN_ROW_BYTES;
+    int rc = comm_recv(s->o.comm, s->o.rows_rank, s->received, n, err);
+    if (rc != 0)
+        return rc;
+    struct cursor c;
+    cursor_init(&c, s->received, n);
+    uint64_t number = cursor_u64(&c);
+    if (number != step->number)
+        return error_set(err, E_PROTOCOL, "they are those of step %llu",
+                         (unsigned long long)number);
+    return plan_decode_rows(s->received + STEP_NUMBER_BYTES, step->n_rows, s->o.n_vocab, s->rows,
+                            err);
+}
+
+/* Takes the rows of the oldest step under way to the scheduler; own: they were sampled here. */
+static int finish_step(struct server *s, const struct step_result *own, struct error *err)
+{
+    struct step_under_way step = s->under_way[s->under_way_first];
+    if (own == NULL) {
+        int rc = receive_rows(s, &step, err);
         if (rc != 0)
             return error_wrap(err, rc, "sampled tokens of step %llu",
-                              (unsigned long long)p->number);
-        *result = (struct step_result){.n_rows = n_rows, .rows = s->rows};
-    }
-    if (result->n_rows != n_rows)
+                              (unsigned long long)step.number);
+    } else if (own->n_rows != step.n_rows) {
         return error_set(err, E_INTERNAL, "step %llu gave %u rows, not %u",
-                         (unsigned long long)p->number, result->n_rows, n_rows);
+                         (unsigned long long)step.number, own->n_rows, step.n_rows);
+    }
+    s->under_way_first = (s->under_way_first + 1) % SCHEDULER_IN_FLIGHT_MAX;
+    s->n_under_way--;
+    scheduler_result(s->scheduler, own != NULL ? own->rows : s->rows, clock_now_ns());
     return 0;
 }
 
+/* Finishes what can be finished without waiting. */
+static int finish_steps(struct server *s, struct error *err)
+{
+    while (s->n_under_way > 0) {
+        bool is_ready = false;
+        int rc = comm_poll(s->o.comm, s->o.rows_rank, &is_ready, err);
+        if (rc == 0 && !is_ready)
+            return 0;
+        if (rc == 0)
+            rc = finish_step(s, NULL, err);
+        if (rc != 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* Runs the step that s->plan holds. */
 static int lead_step(struct server *s, struct error *err)
 {
     struct step_result result;
     s->plan->number = s->number;
+    s->under_way[(s->under_way_first + s->n_under_way++) % SCHEDULER_IN_FLIGHT_MAX] =
+        (struct step_under_way){.number = s->number, .n_rows = plan_n_rows(s->plan)};
     int rc = broadcast(s, s->plan, err);
     if (rc == 0)
         rc = run_step(s, s->plan, &result, err);
-    if (rc == 0)
-        rc = receive_rows(s, s->plan, &result, err);
-    if (rc == 0)
-        scheduler_result(s->scheduler, result.rows, clock_now_ns());
+    if (rc == 0 && s->o.rows_rank == 0)
+        rc = finish_step(s, &result, err);
+    return rc;
+}
+
+/* A step, or a result, or a sign of life: what is due. */
+static int lead_on(struct server *s, uint64_t *tick_ns, struct error *err)
+{
+    int rc = s->o.rows_rank != 0 ? finish_steps(s, err) : 0;
+    if (rc != 0)
+        return rc;
+    if (scheduler_plan(s->scheduler, clock_now_ns(), s->plan))
+        rc = lead_step(s, err);
+    else if (s->n_under_way > 0)
+        rc = finish_step(s, NULL, err);
+    else if (clock_now_ns() >= *tick_ns)
+        rc = say(s, PLAN_IDLE, err);
+    else
+        return 0;
+    send_frames(s);
+    *tick_ns = clock_now_ns() + TICK_MS * UINT64_C(1000000);
     return rc;
 }
 
@@ -272,7 +371,7 @@ static int lead(struct server *s, struct error *err)
             scheduler_n_running(s->scheduler) == 0 && scheduler_n_queued(s->scheduler) == 0;
         uint64_t now_ns = clock_now_ns();
         uint32_t wait_ms = 0;
-        if (is_idle && now_ns < tick_ns)
+        if (is_idle && s->n_under_way == 0 && now_ns < tick_ns)
             wait_ms = (uint32_t)((tick_ns - now_ns) / 1000000) + 1;
         int rc = obey_commands(s, wait_ms, err);
         send_frames(s);
@@ -280,16 +379,8 @@ static int lead(struct server *s, struct error *err)
             struct error ignored; /* the others learn it from their nodes anyway */
             say(s, PLAN_STOP, &ignored);
         }
-        if (rc != 0)
-            return rc;
-        if (scheduler_plan(s->scheduler, clock_now_ns(), s->plan)) {
-            rc = lead_step(s, err);
-            send_frames(s);
-            tick_ns = clock_now_ns() + TICK_MS * UINT64_C(1000000);
-        } else if (clock_now_ns() >= tick_ns) {
-            rc = say(s, PLAN_IDLE, err);
-            tick_ns = clock_now_ns() + TICK_MS * UINT64_C(1000000);
-        }
+        if (rc == 0)
+            rc = lead_on(s, &tick_ns, err);
         if (rc != 0)
             return rc;
     }
@@ -299,9 +390,10 @@ static int lead(struct server *s, struct error *err)
 
 static int send_rows(struct server *s, const struct step_result *result, struct error *err)
 {
-    if (s->o.rank != s->o.rows_rank || result->n_rows == 0)
+    if (s->o.rank != s->o.rows_rank)
         return 0;
     buf_reset(&s->wire);
+    buf_append_u64(&s->wire, s->plan->number);
     int rc = plan_encode_rows(&s->wire, result->rows, result->n_rows);
     if (rc != 0)
         return error_set(err, rc, "cannot encode the sampled tokens");
@@ -361,7 +453,13 @@ static int start(struct server *s, struct error *err)
         .n_ctx = s->o.n_ctx,
         .n_batch = s->info.n_batch,
         .n_vocab = s->o.n_vocab,
-        .step_ns_max = s->o.timeout_ms * UINT64_C(1000000) / STEPS_PER_TIMEOUT,
+        .block_tokens = s->info.block_tokens,
+        .n_blocks = s->info.n_blocks,
+        .n_attached_max = s->info.n_attached_max,
+        .n_in_flight = s->o.n_stages,
+        .n_chunk = s->o.n_chunk,
+        .n_draft = s->o.n_draft,
+        .step_ns_max = s->o.timeout_ms * UINT64_C(1000000) / STEPS_PER_TIMEOUT / s->o.n_stages,
     };
     struct scheduler_output output = {
         .progress = send_progress, .tokens = send_tokens, .done = send_done, .arg = s};

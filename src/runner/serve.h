@@ -11,9 +11,10 @@ struct serve_options { /* all borrowed */
     struct control *control;
     struct engine *engine;
     struct comm *comm; /* NULL with one rank */
-    uint32_t rank, n_ranks;
+    uint32_t rank, n_ranks, n_stages;
     uint32_t rows_rank; /* first rank of the last stage: it has the sampled tokens */
     uint32_t n_vocab, n_ctx, timeout_ms;
+    uint32_t n_chunk, n_draft; /* of the scheduler; rank 0 */
 };
 
 /* Waits until every rank has loaded: rank 0 returns when all are ready; the others report and

@@ -85,7 +85,11 @@ static bool decode_frame(const struct message *m, struct buf *b)
         return message_decode_done(m, &u.done, &err) == 0 && message_encode_done(b, &u.done) == 0;
     case MESSAGE_PONG:
         return message_decode_pong(m, &u.pong, &err) == 0 && message_encode_pong(b, &u.pong) == 0;
+    case MESSAGE_RELEASED:
+        return message_decode_u64(m, &u.number, &err) == 0 &&
+               message_encode_released(b, u.number) == 0;
     case MESSAGE_STOP:
+    case MESSAGE_RELEASE:
         break;
     }
     return false;

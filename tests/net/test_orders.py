@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from cluster import SHOAL, Cluster, Stream, chat, need_model, state, wait_for
+from cluster import SHOAL, Cluster, Stream, alive, chat, need_model, state, wait_for
 
 
 def shoal(verb, *arguments, api, fails=False):
@@ -225,6 +225,21 @@ def test_slow_node_gets_less(tmp_path):
                 wait_for("it is gone", lambda: not state(fast)["instances"], 20)
     print(f"bytes {held}, {seconds['memory'] / seconds['speed']:.2f} times as fast as placed by memory")
     assert held["speed"]["slow"] < held["memory"]["slow"]
+
+
+def test_what_has_no_place_is_not_kept(tmp_path):
+    """Two nodes that hold a model together, and one is killed: the other one's runner stays only as long as the model may come back."""
+    model = need_model()
+    (tmp_path / "secret").write_text("a secret of two nodes here")
+    options = ["--secret-file", tmp_path / "secret", "--memory", 200, "--slots", "1"]
+    with serve(tmp_path / "a", *options) as (a, _), serve(tmp_path / "b", *options, "--peer", mesh_of(a)) as (_, victim):
+        wait_for("both are there", lambda: len(up(a)) == 2, 10)
+        shoal("load", model, api=a)
+        wait_for("it serves", lambda: len(holders(a)) == 2, 30)
+        pid = next(rank["pid"] for rank in state(a)["instances"][0]["ranks"] if rank["node"] == "a")
+        victim.kill()
+        wait_for("the model has no place", lambda: state(a)["models"][0]["problem"], 15)
+        wait_for("its memory is free", lambda: not alive(pid), 5)
 
 
 def test_stopped_while_the_file_is_read(tmp_path):

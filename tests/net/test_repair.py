@@ -6,13 +6,15 @@ another split, or a prompt that is read anew, rounds differently (docs/internals
 """
 
 import os
+import re
 import signal
+import subprocess
 import time
 
 import pytest
 
 from answers import check_answer
-from cluster import PROMPT, Cluster, Stream, alive, chat, get, state, wait_for
+from cluster import PROMPT, SHOAL, Cluster, Stream, alive, chat, get, state, wait_for
 
 N_MAX = 80
 REPAIR_S = 3.0  # until the stream goes on, asked of a quiet computer
@@ -123,6 +125,30 @@ def test_node_killed(case):
 def test_node_stopped(case):
     """SIGSTOP: the node is there, its links are open, and it says nothing."""
     assert run_victim(*VICTIMS[case], signal.SIGSTOP) < REPAIR_S * SLACK
+
+
+def test_what_is_loaded_stays(tmp_path):
+    """The runners of those who live go on, with the layers that they had, and end when the model is unloaded."""
+    with open(tmp_path / "log", "w") as log:
+        cluster = Cluster(3, log=log)
+        try:
+            ranks = state(cluster.apis[0])["instances"][0]["ranks"]
+            before = {rank["node"]: rank["pid"] for rank in ranks}
+            victim = ranks[1]["node"]
+            asked = next(node["api"] for node in cluster.nodes if node["name"] != victim)
+            disturbed = Disturbed(asked)
+            os.kill(cluster.pid_of(victim), signal.SIGKILL)
+            assert disturbed.finish() < REPAIR_S * SLACK
+            after = {rank["node"]: rank["pid"] for rank in state(asked)["instances"][0]["ranks"]}
+            assert after == {node: pid for node, pid in before.items() if node != victim}
+            kept = re.findall(r"weights: ([\d.]+) of ([\d.]+) MiB were there", (tmp_path / "log").read_text())
+            print(f"kept: {kept}")
+            assert len(kept) == 2
+            assert all(float(part) > float(whole) / 2 for part, whole in kept)
+            subprocess.run([SHOAL, "unload", "smollm2", "--api", asked], check=True, timeout=20)
+            wait_for("its memory is free", lambda: not [pid for pid in after.values() if alive(pid)], 5)
+        finally:
+            cluster.stop()
 
 
 def test_killed_node_comes_back():

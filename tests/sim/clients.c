@@ -125,8 +125,8 @@ struct sim_order *client_order(struct world *w, struct sim_node *n, enum order_t
         snprintf(m->path, sizeof(m->path), "/models/%s.gguf", m->id);
         m->hash[0] = (uint8_t)(model + 1);
         m->shape = w->model[model].shape;
-        m->n_slots = w->n_slots;
-        m->n_ctx = 4096;
+        m->options.n_slots = w->n_slots;
+        m->options.n_ctx = 4096;
     } else {
         o->order->node = *node;
     }

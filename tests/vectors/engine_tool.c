@@ -2,7 +2,7 @@
  * Runs token ids through the engine, teacher-forced, for tests that compare numbers:
  *
  *   engine_tool MODEL IN OUT [--split TEXT] [--ranks N] [--batch N] [--threads N] [--no-repack]
- *               [--one-by-one N] [--rows] [--summary PICKS]
+ *               [--kv f16|q8] [--one-by-one N] [--rows] [--summary PICKS]
  *
  * IN: token ids, i32; -1 between sequences, each of which starts with an empty cache. OUT has one
  * record for every token, in order, separators left out:
@@ -151,7 +151,14 @@ static int run_sequence(struct rank *r, struct engine *e, const int32_t *tokens,
     struct sampling sampling;
     sampling_init(&sampling);
     engine_get_info(e, &info);
-    int rc = engine_slot_reset(e, 0, 0, &sampling, &r->err);
+    uint32_t n_blocks = (n + info.block_tokens - 1) / info.block_tokens;
+    uint32_t *blocks = calloc(n_blocks + 1, sizeof(*blocks));
+    if (blocks == NULL)
+        return error_set(&r->err, E_NOMEM, "out of memory");
+    for (uint32_t i = 0; i < n_blocks; i++)
+        blocks[i] = i;
+    int rc = engine_slot_attach(e, 0, blocks, n_blocks, 0, &sampling, &r->err);
+    free(blocks);
     for (uint32_t done = 0, n_now; rc == 0 && done < n; done += n_now) {
         uint32_t n_left = n - done;
         n_now = 1;
@@ -290,6 +297,9 @@ static int parse_options(struct job *job, int argc, char **argv, const char **re
             job->options.n_batch = number;
         else if (strcmp(name, "--threads") == 0)
             job->options.n_threads = number;
+        else if (strcmp(name, "--kv") == 0 &&
+                 (strcmp(value, "f16") == 0 || strcmp(value, "q8") == 0))
+            job->options.kv_type = value[0] == 'q' ? KV_Q8_0 : KV_F16;
         else if (strcmp(name, "--one-by-one") == 0)
             job->n_single = number;
         else if (strcmp(name, "--summary") == 0)

@@ -27,8 +27,13 @@ static inline struct desired_model sample_model(const char *id)
         .path = "/models/a file.gguf",
         .hash = {1, 2, 3},
         .shape = {24, 2048, 8192, 16, 8, 128, 32000, 4096, 40 << 20, 40 << 20, 40 << 20, 4096},
-        .n_ctx = 8192,
-        .n_slots = 4,
+        .options = {.n_ctx = 8192,
+                    .n_slots = 4,
+                    .n_kv_tokens = 100000,
+                    .n_chunk = 64,
+                    .n_draft = INSTANCE_NO_DRAFT,
+                    .kv_type = KV_Q8_0,
+                    .wire = COMM_WIRE_F16},
         .rule = PLACEMENT_MEMORY,
         .split = "2x1",
         .n_nodes_min = 2,
@@ -77,8 +82,11 @@ static inline struct instance_report sample_report(void)
                                 .n_slots = 2,
                                 .created_s = 1700000000,
                                 .n_ranks = 2};
-    r.rank[0] = (struct rank_report){RANK_READY, 0, {0, 12}, {0, 8}, 1000, 500, 4711};
-    r.rank[1] = (struct rank_report){RANK_ENDED, 1, {12, 24}, {0, 8}, 2000, 500, 4712};
+    r.rank[0] = (struct rank_report){RANK_READY, 0, {0, 12}, {0, 8}, 1000, 500, 4711,
+                                    .work = {1, 2, 3, 4, 5, 6, 7, 8}};
+    r.rank[1] = (struct rank_report){RANK_ENDED, 1, {12, 24}, {0, 8}, 2000, 500, 4712,
+                                    .work = {9, 8, 7, 6, 5, 4, 3, 2}};
+    r.head = (struct head_work){1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
     return r;
 }
 

@@ -29,13 +29,13 @@ static void test_merge_models(void **state)
     struct cluster_state *s = sample_state();
     bool is_full;
     struct desired_model m = sample_model("one");
-    m.n_ctx = 1;
+    m.options.n_ctx = 1;
     assert_false(cluster_state_merge_model(s, &m, &is_full)); /* the same stamp */
     m.stamp.version--;
     assert_false(cluster_state_merge_model(s, &m, &is_full));
     m.stamp.version += 2;
     assert_true(cluster_state_merge_model(s, &m, &is_full));
-    assert_int_equal(s->model[0].n_ctx, 1);
+    assert_int_equal(s->model[0].options.n_ctx, 1);
     assert_int_equal(s->n_models, 2);
     /* Full: what was unloaded first makes room, until all are wanted. */
     for (uint32_t i = 0; i < 2 * LIMIT_INSTANCES - 1; i++) {

@@ -449,6 +449,12 @@ static int join_by_hand(struct stage *s, uint32_t rank)
     enum verdict v;
     assert_int_equal(verdict_parse(answer, &v, NULL), 0);
     assert_int_equal(v, VERDICT_WELCOME);
+    uint8_t offer[OFFER_BYTES];
+    offer_write(&(struct offer){0}, offer);
+    send(fd, offer, sizeof(offer), MSG_NOSIGNAL);
+    assert_int_equal(drain(fd, answer, ANSWER_BYTES), ANSWER_BYTES);
+    bool taken = true;
+    assert_true(answer_parse(answer, &taken, NULL) == 0 && !taken);
     return fd;
 }
 

@@ -358,15 +358,17 @@ static void test_random(void **state)
     for (uint64_t seed = 1; seed <= 6; seed++) {
         struct random_run runs[2] = {{.seed = seed}, {.seed = seed}};
         uint32_t n = 2 + (uint32_t)seed % 4;
+        uint64_t here = 0;
         for (int i = 0; i < 2; i++) {
             struct world w;
             world_open(&w, i == 0 ? TRANSPORT_LOCAL : kind, n, &options);
             w.arg = &runs[i];
+            here = w.here;
             world_run(&w, run_random);
             world_close(&w);
         }
         for (uint32_t i = 0; i < n; i++)
-            if (runs[0].digest[i] != runs[1].digest[i])
+            if (here >> i & 1 && runs[0].digest[i] != runs[1].digest[i])
                 fail_msg("seed %d: rank %u differs from local", (int)seed, i);
     }
 }
@@ -518,6 +520,8 @@ static void test_abort(void **state)
         world_run(&w, run_abort);
         world_close(&w);
     }
+    if (kind == TRANSPORT_MPI)
+        return;
     struct world w;
     struct error e = {0};
     world_open(&w, kind, 2, &options);
@@ -589,7 +593,7 @@ static void test_crossing(void **state)
     world_close(&w);
 }
 
-int main(void)
+static int run_group(const char *name)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_send),         cmocka_unit_test(test_broadcast_gather),
@@ -600,10 +604,10 @@ int main(void)
         cmocka_unit_test(test_abort),        cmocka_unit_test(test_mismatch),
         cmocka_unit_test(test_crossing),
     };
-    int n_failed = 0;
-    for (int i = 0; i < N_TRANSPORTS; i++) {
-        kind = (enum transport_kind)i;
-        n_failed += cmocka_run_group_tests_name(transport_names[i], tests, NULL, NULL);
-    }
-    return n_failed;
+    return cmocka_run_group_tests_name(name, tests, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    return world_main(argc, argv, &kind, run_group);
 }

@@ -1,39 +1,10 @@
 /* The engine against plain loops, and every split against one process, on tiny models of all
  * shapes. */
-#include "engine/engine.h"
-#include "reference.h"
+#include "shapes.h"
 
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
 
 enum { N_TOKENS = 40 };
-
-static const struct tiny_shape llama_shape = {.n_layer = 3,
-                                              .n_embd = 64,
-                                              .n_ff = 160,
-                                              .n_head = 6,
-                                              .n_head_kv = 3,
-                                              .head_dim = 16,
-                                              .n_vocab = 200};
-static const struct tiny_shape gemma_shape = {.is_gemma = true,
-                                              .n_layer = 7,
-                                              .n_embd = 64,
-                                              .n_ff = 128,
-                                              .n_head = 4,
-                                              .n_head_kv = 1,
-                                              .head_dim = 32,
-                                              .n_vocab = 150,
-                                              .window = 9};
-
-static void make_tokens(const struct tiny_shape *shape, int32_t tokens[N_TOKENS])
-{
-    for (uint32_t i = 0; i < N_TOKENS; i++)
-        tokens[i] = (int32_t)(rng_u64(11, i, 0) % shape->n_vocab);
-}
 
 /* ---- running a split, one thread a rank ---- */
 
@@ -55,12 +26,28 @@ struct run_rank {
     struct error err;
 };
 
+/* A slot with as many blocks as it can have; others are for other slots. */
+static int attach_whole(struct engine *e, uint32_t slot, struct error *err)
+{
+    struct engine_info info;
+    struct sampling sampling;
+    uint32_t blocks[64];
+    engine_get_info(e, &info);
+    sampling_init(&sampling);
+    uint32_t n = info.n_ctx / info.block_tokens;
+    for (uint32_t i = 0; i < n; i++)
+        blocks[i] = slot * n + i;
+    return engine_slot_attach(e, slot, blocks, n, 0, &sampling, err);
+}
+
 static int run_chunks(struct run_rank *r)
 {
     struct run *run = r->run;
     struct engine *e;
     struct engine_options options = {.n_slots = 2, .n_ctx = 64};
     int rc = engine_open(run->model, &run->split, r->rank, r->comm, &options, &e, &r->err);
+    if (rc == 0)
+        rc = attach_whole(e, run->slot, &r->err);
     uint32_t done = 0;
     for (uint32_t i = 0; rc == 0 && run->chunks[i] != 0; i++) {
         struct step step = {
@@ -142,7 +129,7 @@ static void check_against_loops(const struct tiny_shape *shape)
     struct error err = {0};
     int32_t tokens[N_TOKENS];
     tiny_model_init(&tiny, shape);
-    make_tokens(shape, tokens);
+    make_tokens(11, shape->n_vocab, tokens, N_TOKENS);
     if (model_open(tiny.path, &m, &err) != 0)
         fail_msg("%s", err.message);
     double *expected = calloc((size_t)N_TOKENS * shape->n_vocab, sizeof(double));
@@ -188,7 +175,7 @@ static void pipelines_are_bit_identical(void **state)
     struct model *m;
     int32_t tokens[N_TOKENS];
     tiny_model_init(&tiny, &llama_shape);
-    make_tokens(&llama_shape, tokens);
+    make_tokens(11, llama_shape.n_vocab, tokens, N_TOKENS);
     assert_int_equal(model_open(tiny.path, &m, NULL), 0);
     size_t bytes = (size_t)N_TOKENS * llama_shape.n_vocab * sizeof(float);
     float *whole = run_split(m, "pipeline", 1, tokens, many_chunks, 0);
@@ -216,12 +203,14 @@ static void slots_are_independent(void **state)
     struct split split;
     int32_t tokens[N_TOKENS];
     tiny_model_init(&tiny, &gemma_shape);
-    make_tokens(&gemma_shape, tokens);
+    make_tokens(11, gemma_shape.n_vocab, tokens, N_TOKENS);
     assert_int_equal(model_open(tiny.path, &m, NULL), 0);
     float *alone = run_split(m, "pipeline", 1, tokens, one_chunk, 0);
     assert_int_equal(split_parse("pipeline", 1, m->config.n_layer, NULL, &split, &err), 0);
     struct engine_options options = {.n_slots = 3, .n_ctx = 64};
     assert_int_equal(engine_open(m, &split, 0, NULL, &options, &e, &err), 0);
+    for (uint32_t slot = 0; slot < 3; slot++)
+        assert_int_equal(attach_whole(e, slot, &err), 0);
 
     /* Slot 2 gets the tokens in pieces, beside others that come and go. */
     int32_t mixed[N_TOKENS];
@@ -277,6 +266,7 @@ static void bad_steps_are_refused(void **state)
     assert_int_equal(engine_open(m, &split, 0, NULL, &options, &e, &err), 0);
     int32_t tokens[512] = {0};
     struct step_result result;
+    assert_int_equal(attach_whole(e, 0, &err), 0);
     struct step good = {.number = 1, .n_parts = 1, .n_tokens = 2, .tokens = tokens};
     good.part[0] = (struct step_part){.slot = 0, .n_tokens = 2, .output = STEP_OUTPUT_LAST};
 
@@ -307,12 +297,6 @@ static void bad_steps_are_refused(void **state)
     tokens[1] = 0;
     assert_int_equal(engine_step(e, &good, &result, &err), 0);
     assert_int_equal(engine_step(e, &good, &result, &err), E_PROTOCOL); /* the same number again */
-    assert_int_equal(
-        engine_slot_reset(e, 0, 3, &(struct sampling){.top_p = 1, .repetition_penalty = 1}, &err),
-        E_INVALID);
-    assert_int_equal(
-        engine_slot_reset(e, 9, 0, &(struct sampling){.top_p = 1, .repetition_penalty = 1}, &err),
-        E_INVALID);
     engine_abort(e);
     good.number = 2;
     assert_int_equal(engine_step(e, &good, &result, &err), E_CANCELLED);

@@ -38,7 +38,7 @@ struct tiny_model {
     char path[64];
 };
 
-static const float *tiny_weight(const struct tiny_model *m, int layer, const char *name)
+static inline const float *tiny_weight(const struct tiny_model *m, int layer, const char *name)
 {
     char full[64];
     if (layer >= 0)

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { N_SAMPLES = MESH_EVENT - MESH_GREETING + 1 };
+enum { N_SAMPLES = MESH_TYPE_LAST - MESH_GREETING + 1 };
 
 static inline struct node_id sample_id(uint8_t seed)
 {
@@ -45,6 +45,23 @@ static inline int sample_encode_trust(struct buf *b)
     return mesh_encode_trust(b, &t);
 }
 
+static inline int sample_encode_paths(struct buf *b)
+{
+    struct mesh_paths m = {
+        .best = 1,
+        .n = 2,
+        .path = {{.remote = "192.0.2.7", .status = MESH_PATH_UNREACHED, .is_route = true},
+                 {.local = "fe80::1",
+                  .remote = "fe80::2",
+                  .local_interface = "eth0",
+                  .remote_interface = "enp3s0",
+                  .status = MESH_PATH_REACHED,
+                  .rtt_us = 180,
+                  .mbit_s = 941.5f,
+                  .age_ms = 1234}}};
+    return mesh_encode_paths(b, &m);
+}
+
 /* Appends the sample of this type. */
 static inline int sample_encode(struct buf *b, enum mesh_type type)
 {
@@ -56,8 +73,8 @@ static inline int sample_encode(struct buf *b, enum mesh_type type)
         struct mesh_##kind m = {__VA_ARGS__};                                                      \
         return mesh_encode_##kind(b, &m);                                                          \
     }
-        SAMPLE(MESH_GREETING, greeting, .version = 2, .version_min = 2, .is_trusting = true,
-               .has_secret = true, .is_newcomer = true)
+        SAMPLE(MESH_GREETING, greeting, .version = 3, .version_min = 2, .is_trusting = true,
+               .has_secret = true, .is_newcomer = true, .is_probe = true)
         SAMPLE(MESH_PROOF, proof, .mac = {1, 2, 3})
         SAMPLE(MESH_JOIN_COMMIT, join_commit, .name = "beta", .cluster_tag = {7}, .commit = {8, 9})
         SAMPLE(MESH_JOIN_REVEAL, join_reveal, .nonce = {0xff})
@@ -73,7 +90,14 @@ static inline int sample_encode(struct buf *b, enum mesh_type type)
                .is_node_unfit = true, .reason = "signal 9")
         SAMPLE(MESH_SUBMIT, submit, .instance = sample_id(5), .epoch = 6, .frame = frame,
                .frame_len = sizeof(frame))
+        SAMPLE(MESH_ADDRESSES, addresses, .has_route = true, .n = 2,
+               .at = {{"192.0.2.1", "eth0", 2}, {"fe80::1", "wlan0", 255}})
+        SAMPLE(MESH_PART, part, .is_last = true, .data = frame, .len = sizeof(frame))
 #undef SAMPLE
+    case MESH_PATHS:
+        return sample_encode_paths(b);
+    case MESH_BULK_ASK:
+        return mesh_encode_bulk_ask(b, 65536);
     case MESH_REFUSED:
         return mesh_encode_refused(b, 5);
     case MESH_JOIN_APPROVE:
@@ -103,6 +127,7 @@ static inline int sample_recode(const struct mesh_message *m, struct buf *b, str
 {
     struct mesh_trust trust;
     uint64_t number;
+    uint32_t bytes;
     uint8_t kind;
     size_t len;
     const void *frame;
@@ -126,7 +151,13 @@ static inline int sample_recode(const struct mesh_message *m, struct buf *b, str
         RECODE(MESH_RANK_STOP, rank_stop)
         RECODE(MESH_RANK_ENDED, rank_ended)
         RECODE(MESH_SUBMIT, submit)
+        RECODE(MESH_ADDRESSES, addresses)
+        RECODE(MESH_PATHS, paths)
+        RECODE(MESH_PART, part)
 #undef RECODE
+    case MESH_BULK_ASK:
+        rc = mesh_decode_bulk_ask(m, &bytes, err);
+        return rc != 0 ? rc : mesh_encode_bulk_ask(b, bytes);
     case MESH_REFUSED:
         rc = mesh_decode_refused(m, &kind, err);
         return rc != 0 ? rc : mesh_encode_refused(b, kind);

@@ -180,7 +180,7 @@ static void test_figures(void **state)
     RUN_UNTIL(w, w->side[0].figures.rtt_us > 0 && w->side[1].figures.rtt_us > 0);
     assert_true(w->side[0].figures.rtt_us < 100000);
     RUN_UNTIL(w, w->side[0].figures.mbit_s > 0 && w->side[1].figures.mbit_s > 0);
-    assert_true(mesh_link_figures(w->side[0].link)->mbit_s > 10);
+    assert_true(mesh_link_figures(w->side[0].link).mbit_s > 10);
     assert_int_equal(w->side[0].n_messages, 0); /* they are the mesh's own business */
 }
 

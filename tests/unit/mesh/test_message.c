@@ -22,7 +22,7 @@ static struct buf encode_sample(enum mesh_type type)
 static void test_round_trips(void **state)
 {
     (void)state;
-    for (int type = MESH_GREETING; type <= MESH_EVENT; type++) {
+    for (int type = MESH_GREETING; type <= MESH_TYPE_LAST; type++) {
         struct error err = {0};
         struct buf b = encode_sample((enum mesh_type)type), again;
         struct mesh_message m;
@@ -43,7 +43,7 @@ static void test_round_trips(void **state)
 static void test_truncation(void **state)
 {
     (void)state;
-    for (int type = MESH_GREETING; type <= MESH_EVENT; type++) {
+    for (int type = MESH_GREETING; type <= MESH_TYPE_LAST; type++) {
         struct buf b = encode_sample((enum mesh_type)type), again;
         struct mesh_message m = {.type = (enum mesh_type)type,
                                  .payload = (uint8_t *)b.data + MESH_HEADER_BYTES};
@@ -75,7 +75,7 @@ static void test_flips(void **state)
 {
     (void)state;
     uint64_t position = 0;
-    for (int type = MESH_GREETING; type <= MESH_EVENT; type++) {
+    for (int type = MESH_GREETING; type <= MESH_TYPE_LAST; type++) {
         struct buf b = encode_sample((enum mesh_type)type), again;
         for (int i = 0; i < 3000; i++) {
             struct error err = {0};
@@ -113,7 +113,7 @@ static void test_frames(void **state)
     static const uint8_t headers[][8] = {
         {0xff, 0xff, 0xff, 0x7f, 128, 0, 0, 0},
         {0, 0, 0, 0, 127, 0, 0, 0},
-        {0, 0, 0, 0, MESH_EVENT + 1, 0, 0, 0},
+        {0, 0, 0, 0, MESH_TYPE_LAST + 1, 0, 0, 0},
         {0, 0, 0, 0, 128, 1, 0, 0},
         {0, 0, 0, 0, 128, 0, 1, 0},
         {1, 16, 0, 0, 128, 0, 0, 0},

@@ -361,7 +361,7 @@ static void test_versions(void **state)
     struct world *w = *state;
     static const struct mesh_greeting greetings[] = {
         {.version = 1, .version_min = 1, .is_newcomer = true},
-        {.version = 9, .version_min = 3, .is_newcomer = true},
+        {.version = 9, .version_min = MESH_PROTOCOL_VERSION + 1, .is_newcomer = true},
     };
     open_member(w);
     for (size_t i = 0; i < 2; i++) {
@@ -646,6 +646,125 @@ static void test_reads_nothing(void **state)
     raw_done(&r);
 }
 
+/* Side 1's identity by hand; as far as the greeting. */
+static struct raw raw_member(struct world *w, struct mesh_greeting greeting)
+{
+    SSL_CTX *x = SSL_CTX_new(TLS_client_method());
+    SSL_CTX_use_certificate(x, w->side[1].identity->certificate);
+    SSL_CTX_use_PrivateKey(x, w->side[1].identity->pkey);
+    struct raw r = raw_connect(w, 0);
+    assert_true(raw_shake_hands(w, &r, x));
+    RAW_SEND(w, &r, mesh_encode_greeting, &greeting);
+    return r;
+}
+
+/* To say that one only measures opens no door. */
+static void test_probes_of_strangers(void **state)
+{
+    struct world *w = *state;
+    struct mesh_message m;
+    open_member(w);
+    for (int i = 0; i < 3; i++) {
+        struct mesh_greeting greeting = {
+            .version = 3, .version_min = 2, .is_probe = true, .is_trusting = i > 0};
+        greeting.has_secret = i == 2;
+        struct raw r = raw_greet(w, 0, greeting);
+        RAW_SEND(w, &r, mesh_encode_ping, 1);
+        raw_expect(w, &r, MESH_REFUSED, &m);
+        assert_int_equal(m.payload[0], MESH_REFUSED_UNINVITED);
+        raw_wait_closed(w, &r);
+        raw_done(&r);
+    }
+    assert_untouched(w, MESH_REFUSED_UNINVITED, 3);
+}
+
+/* A member's probe measures, says nothing else, and is no link. */
+static void test_probes_of_members(void **state)
+{
+    struct world *w = *state;
+    static const struct mesh_greeting probe = {
+        .version = 3, .version_min = 2, .is_trusting = true, .is_probe = true};
+    struct mesh_stats stats;
+    struct mesh_message m;
+    open_member(w);
+    for (int i = 0; i < 6; i++) {
+        struct raw r = raw_member(w, probe);
+        RAW_SEND(w, &r, mesh_encode_ping, 77);
+        raw_expect(w, &r, MESH_PONG, &m);
+        if (i == 0) {
+            RAW_SEND(w, &r, mesh_encode_cluster, "xy", 2);
+        } else if (i == 1) {
+            struct mesh_hello hello = {.name = "side 1"};
+            RAW_SEND(w, &r, mesh_encode_hello, &hello);
+        } else if (i == 2) {
+            RAW_SEND(w, &r, mesh_encode_bulk_ask, UINT32_MAX);
+        } else if (i == 3) { /* more than a frame of BULK, from the header alone */
+            struct buf b;
+            buf_init(&b, 8);
+            buf_append_u32(&b, 1 << 20);
+            buf_append_u16(&b, MESH_BULK);
+            buf_append_u16(&b, 0);
+            raw_send(w, &r, &b);
+        } else if (i == 4) {
+            RAW_SEND(w, &r, mesh_encode_bulk_ask, 65536);
+            for (int k = 0; k < 20000 && r.in.len < 65536; k++) {
+                turn(w);
+                raw_receive(&r);
+            }
+            assert_in_range(r.in.len, 65536, 70000);
+        } else {
+            struct raw second = raw_member(w, probe); /* the one before makes room */
+            raw_wait_closed(w, &r);
+            raw_done(&second);
+        }
+        if (i < 4)
+            raw_wait_closed(w, &r);
+        raw_done(&r);
+        mesh_get_stats(w->side[0].mesh, &stats);
+        assert_int_equal(stats.n_malformed, i < 4 ? i + 1 : 4);
+    }
+    assert_int_equal(w->side[0].n_up, 0);
+    assert_untouched(w, MESH_REFUSED_GARBAGE, 0);
+}
+
+/* What a member says of addresses and paths is checked like the rest. */
+static void test_member_with_bad_addresses(void **state)
+{
+    struct world *w = *state;
+    static const struct mesh_greeting member = {
+        .version = 3, .version_min = 2, .is_trusting = true};
+    struct mesh_stats stats;
+    struct mesh_message m;
+    open_member(w);
+    for (int i = 0; i < 4; i++) {
+        struct raw r = raw_member(w, member);
+        struct mesh_hello hello = {.name = "side 1", .mesh = {.host = "127.0.0.1", .port = 1}};
+        struct mesh_addresses a = {.n = 1, .at = {{.host = "192.0.2.1", .name = "eth0"}}};
+        static struct mesh_paths p;
+        p = (struct mesh_paths){.best = 0, .n = 1, .path = {{.local = "::1", .remote = "::1"}}};
+        RAW_SEND(w, &r, mesh_encode_hello, &hello);
+        raw_expect(w, &r, MESH_ADDRESSES, &m);
+        RUN_UNTIL(w, w->side[0].link != NULL);
+        if (i == 0)
+            snprintf(a.at[0].host, sizeof(a.at[0].host), "fe80::1%%eth0; rm");
+        else if (i == 1)
+            p.best = 2;
+        else if (i == 2)
+            p.path[0].mbit_s = -1;
+        else
+            p.path[0].status = 7;
+        if (i == 0)
+            RAW_SEND(w, &r, mesh_encode_addresses, &a);
+        else
+            RAW_SEND(w, &r, mesh_encode_paths, &p);
+        raw_wait_closed(w, &r);
+        raw_done(&r);
+        RUN_UNTIL(w, w->side[0].n_down == i + 1);
+    }
+    mesh_get_stats(w->side[0].mesh, &stats);
+    assert_int_equal(stats.n_malformed, 4);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
@@ -668,6 +787,9 @@ int main(void)
         TEST(test_approves_itself),
         TEST(test_many_requests),
         TEST(test_reads_nothing),
+        TEST(test_probes_of_strangers),
+        TEST(test_probes_of_members),
+        TEST(test_member_with_bad_addresses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

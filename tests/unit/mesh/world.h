@@ -29,6 +29,8 @@ struct side { /* one node and what it has seen */
     struct mesh_join_request request;
     struct mesh_join_result result;
     struct link_figures figures;
+    enum mesh_type types[8]; /* of its first messages */
+    bool is_busy;
 };
 
 struct world {
@@ -43,6 +45,10 @@ struct side_options {
     const char *secret;
     int peer; /* 1 + the side to dial, 0: none */
     bool is_adoptable, is_closed;
+    const struct mesh_address *peer_address; /* in the place of peer */
+    const char *host;                        /* to listen on; NULL: 127.0.0.1 */
+    const struct mesh_addresses *addresses;
+    const struct mesh_route *route;
 };
 
 static inline void on_up(void *self, struct mesh_link *link)
@@ -67,6 +73,8 @@ static inline int on_message(void *self, struct mesh_link *link, const struct me
 {
     struct side *s = self;
     (void)link;
+    if (s->n_messages < 8)
+        s->types[s->n_messages] = m->type;
     s->n_messages++;
     s->bytes += m->len;
     return m->type == MESH_RANK_STOP ? error_set(err, E_PROTOCOL, "not that one") : 0;
@@ -94,13 +102,23 @@ static inline void on_figures(void *self, struct mesh_link *link, const struct l
     s->figures = *f;
 }
 
+static inline bool on_busy_asked(void *self, const struct node_id *id)
+{
+    struct side *s = self;
+    (void)id;
+    return s->is_busy;
+}
+
 static inline int try_open(struct world *w, int index, struct side_options so, struct error *err)
 {
     struct side *s = &w->side[index];
     struct mesh_options o = {
-        .listen = {.host = "127.0.0.1", .port = s->address.port},
-        .n_peers = so.peer > 0,
-        .peers = so.peer > 0 ? &w->side[so.peer - 1].address : NULL,
+        .listen = {.port = s->address.port},
+        .n_peers = so.peer > 0 || so.peer_address != NULL,
+        .peers = so.peer > 0 ? &w->side[so.peer - 1].address : so.peer_address,
+        .addresses = so.addresses,
+        .n_routes = so.route != NULL,
+        .routes = so.route,
         .secret = so.secret,
         .secret_len = so.secret != NULL ? strlen(so.secret) : 0,
         .identity = s->identity,
@@ -114,9 +132,11 @@ static inline int try_open(struct world *w, int index, struct side_options so, s
                                  .link_down = on_down,
                                  .message = on_message,
                                  .link_figures = on_figures,
+                                 .is_busy = on_busy_asked,
                                  .join_requested = on_requested,
                                  .join_result = on_result};
     snprintf(o.self.name, sizeof(o.self.name), "side-%d", index);
+    snprintf(o.listen.host, sizeof(o.listen.host), "%s", so.host != NULL ? so.host : "127.0.0.1");
     return mesh_open(&w->loop, &o, &events, &s->mesh, err);
 }
 
@@ -170,6 +190,12 @@ static inline void close_side(struct world *w, int index)
     s->mesh = NULL;
     s->link = NULL;
     RUN_UNTIL(w, w->n_closing == 0);
+}
+
+/* Which of two sides has the lower id. */
+static inline int lower_side(const struct world *w, int a, int b)
+{
+    return node_id_compare(&w->side[a].identity->id, &w->side[b].identity->id) < 0 ? a : b;
 }
 
 static inline char *side_path(const struct side *s, const char *name, char path[128])

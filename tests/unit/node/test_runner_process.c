@@ -76,6 +76,16 @@ static int play_runner(const char *how)
         for (;;)
             pause();
     }
+    if (strcmp(how, "free") == 0) { /* fails, is released, and goes on with another task */
+        struct message_failed m = {.code = E_PEERLOST, .message = "rank 1 is gone"};
+        message_encode_failed(&b, &m);
+        say(&b);
+        hear(MESSAGE_RELEASE);
+        message_encode_listening(&b, 1); /* of the old task: nobody wants to hear it */
+        message_encode_released(&b, 77);
+        say(&b);
+        hear(MESSAGE_LOAD);
+    }
     message_encode_listening(&b, 4711);
     say(&b);
     buf_done(&b);
@@ -91,6 +101,7 @@ struct seen {
     int n_frames, n_ended;
     uint16_t port;
     char reason[ERROR_MESSAGE_BYTES];
+    uint64_t released_bytes;
     void (*on_frame)(struct seen *s);
 };
 
@@ -102,6 +113,8 @@ static void on_frame(void *arg, const struct message *m, const void *frame, size
     struct message again;
     assert_int_equal(message_next(frame, n, &again, NULL), n);
     s->n_frames++;
+    if (m->type == MESSAGE_RELEASED)
+        assert_int_equal(message_decode_u64(m, &s->released_bytes, NULL), 0);
     if (m->type == MESSAGE_LISTENING)
         assert_int_equal(message_decode_listening(m, &s->port, NULL), 0);
     if (s->on_frame != NULL)
@@ -209,6 +222,77 @@ static void test_one_that_does_not_stop_is_killed(void **state)
     assert_non_null(strstr(s.reason, "killed"));
 }
 
+static void next_task(struct seen *s)
+{
+    static struct message_load load;
+    struct buf b;
+    if (s->port != 0) {
+        runner_process_stop(s->process);
+    } else if (s->released_bytes != 0) {
+        buf_init(&b, 1 << 20);
+        message_encode_load(&b, &load);
+        runner_process_send(s->process, &b);
+    } else {
+        runner_process_release(s->process);
+    }
+}
+
+static struct seen other; /* has the runner after the first one */
+
+static void give_away(struct seen *s)
+{
+    if (s->released_bytes != 0) {
+        struct runner_events events = {.arg = &other, .frame = on_frame, .ended = on_ended};
+        runner_process_hand_over(s->process, &events);
+    }
+    next_task(s);
+}
+
+static void stop_other(struct seen *s)
+{
+    runner_process_stop(s->process);
+}
+
+/* What it failed of earlier is not why it ends. */
+static void test_goes_on_with_another_task(void **state)
+{
+    (void)state;
+    struct seen s;
+    start(&s, "free", next_task);
+    finish(&s);
+    assert_int_equal(s.released_bytes, 77);
+    assert_int_equal(s.n_frames, 3); /* FAILED, RELEASED, LISTENING */
+    assert_int_equal(s.port, 4711);
+    assert_non_null(strstr(s.reason, "code 0"));
+
+    other = (struct seen){.on_frame = stop_other};
+    start(&s, "free", give_away);
+    other.process = s.process;
+    uv_run(&s.loop, UV_RUN_DEFAULT);
+    assert_int_equal(uv_loop_close(&s.loop), 0);
+    assert_int_equal(s.n_ended, 0);
+    assert_int_equal(s.n_frames, 2);
+    assert_int_equal(other.n_frames, 1);
+    assert_int_equal(other.n_ended, 1);
+}
+
+static void release_it(struct seen *s)
+{
+    runner_process_release(s->process);
+}
+
+static void test_one_that_is_not_released_is_killed(void **state)
+{
+    (void)state;
+    struct seen s;
+    start(&s, "stubborn", release_it);
+    uint64_t start_ms = uv_hrtime() / 1000000;
+    finish(&s);
+    uint64_t took_ms = uv_hrtime() / 1000000 - start_ms;
+    assert_true(took_ms >= RUNNER_RELEASE_MS - 100 && took_ms < RUNNER_RELEASE_MS + 5000);
+    assert_non_null(strstr(s.reason, "killed"));
+}
+
 static void test_program_that_is_not_there(void **state)
 {
     (void)state;
@@ -232,6 +316,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_reported_cause_wins),
         cmocka_unit_test(test_garbage_ends_it),
         cmocka_unit_test(test_one_that_does_not_stop_is_killed),
+        cmocka_unit_test(test_goes_on_with_another_task),
+        cmocka_unit_test(test_one_that_is_not_released_is_killed),
         cmocka_unit_test(test_program_that_is_not_there),
     };
     const char *how = getenv("FAKE_RUNNER");

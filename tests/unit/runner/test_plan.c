@@ -35,17 +35,24 @@ static void draw_plan(struct plan *p)
     uint32_t slots[LIMIT_SLOTS];
     p->kind = (enum plan_kind)(PLAN_STEP + draw(8) / 6);
     p->number = rng_u64(seed, drawn++, 2);
-    p->n_resets = p->n_parts = p->n_tokens = 0;
+    p->n_copies = p->n_attaches = p->n_parts = p->n_blocks = p->n_tokens = 0;
     if (p->kind != PLAN_STEP)
         return;
-    p->n_resets = draw(6);
-    draw_slots(slots, p->n_resets);
-    for (uint32_t i = 0; i < p->n_resets; i++) {
-        p->reset[i].slot = slots[i];
-        p->reset[i].n_keep = draw(5000);
-        sampling_init(&p->reset[i].sampling);
-        p->reset[i].sampling.n_bias = draw(4);
-        p->reset[i].sampling.seed = draw(UINT32_MAX);
+    p->n_copies = draw(4);
+    for (uint32_t i = 0; i < p->n_copies; i++)
+        p->copy[i] = (struct plan_copy){
+            .from = draw(1000), .to = 1000 + draw(1000), .n_tokens = 1 + draw(255)};
+    p->n_attaches = draw(6);
+    draw_slots(slots, p->n_attaches);
+    for (uint32_t i = 0; i < p->n_attaches; i++) {
+        struct plan_attach *attach = &p->attach[i];
+        attach->slot = slots[i];
+        attach->n_blocks = draw(40);
+        attach->n_keep = attach->n_blocks > 0 ? draw(5000) : 0;
+        sampling_init(&attach->sampling);
+        attach->sampling.n_bias = draw(4);
+        attach->sampling.seed = draw(UINT32_MAX);
+        p->n_blocks += attach->n_blocks;
     }
     p->n_parts = 1 + draw(LIMIT_SLOTS);
     draw_slots(slots, p->n_parts);
@@ -54,9 +61,13 @@ static void draw_plan(struct plan *p)
                                         .n_tokens = 1 + draw(LIMIT_BATCH_TOKENS / LIMIT_SLOTS),
                                         .output = (enum step_output)draw(3),
                                         .n_past = draw(5000),
-                                        .prefix_hash = rng_u64(seed, drawn++, 3)};
+                                        .prefix_hash = rng_u64(seed, drawn++, 3),
+                                        .n_new_blocks = draw(3)};
         p->n_tokens += p->part[i].n_tokens;
+        p->n_blocks += p->part[i].n_new_blocks;
     }
+    for (uint32_t i = 0; i < p->n_blocks; i++)
+        p->blocks[i] = draw(UINT32_MAX);
     for (uint32_t i = 0; i < p->n_tokens; i++)
         p->tokens[i] = (int32_t)draw(100000);
 }
@@ -177,6 +188,78 @@ static void bad_plans_are_refused(void **state)
     free(q);
 }
 
+static void bad_blocks_are_refused(void **state)
+{
+    (void)state;
+    struct plan *p = new_plan(), *q = new_plan();
+    struct error err = {0};
+    p->kind = PLAN_STEP;
+    p->n_copies = 1;
+    p->copy[0] = (struct plan_copy){.from = 3, .to = 4, .n_tokens = 20};
+    p->n_attaches = 2;
+    p->attach[0] = (struct plan_attach){.slot = 1, .n_keep = 20, .n_blocks = 1};
+    p->attach[1] = (struct plan_attach){.slot = 2};
+    p->n_parts = 1;
+    p->part[0] = (struct plan_part){.slot = 1, .n_tokens = 1, .n_past = 20, .n_new_blocks = 2};
+    p->n_tokens = 1;
+    p->n_blocks = 3;
+    assert_int_equal(decode_after(p, q, &err), 0);
+    assert_int_equal(q->copy[0].to, 4);
+    assert_int_equal(q->part[0].n_new_blocks, 2);
+
+    p->copy[0].to = 3;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    p->copy[0].to = 4;
+    p->copy[0].n_tokens = 0;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    p->copy[0].n_tokens = 20;
+    p->attach[1].slot = 1;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    assert_non_null(strstr(err.message, "plan.attaches: slot 1 twice"));
+    p->attach[1].slot = 2;
+    p->attach[1].n_keep = 1; /* in no block */
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    p->attach[1].n_keep = 0;
+    /* Block counts that do not add up, also when their sum passes 32 bits. */
+    p->n_blocks = 4;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    assert_non_null(strstr(err.message, "plan.n_blocks: 4, attaches and parts have 3"));
+    p->n_blocks = 2;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    p->n_blocks = 0;
+    p->attach[0].n_blocks = UINT32_MAX - 1;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    p->attach[0].n_blocks = PLAN_BLOCKS_MAX;
+    assert_int_equal(decode_after(p, q, &err), E_PROTOCOL);
+    free(p);
+    free(q);
+}
+
+static void the_largest_plan_fits(void **state)
+{
+    (void)state;
+    struct plan *p = new_plan(), *q = new_plan();
+    struct buf b;
+    p->kind = PLAN_STEP;
+    p->n_copies = p->n_attaches = p->n_parts = LIMIT_SLOTS;
+    for (uint32_t i = 0; i < LIMIT_SLOTS; i++) {
+        p->copy[i] = (struct plan_copy){.from = 0, .to = 1, .n_tokens = 1};
+        p->attach[i].slot = p->part[i].slot = i;
+        sampling_init(&p->attach[i].sampling);
+        p->attach[i].sampling.n_bias = LIMIT_LOGIT_BIAS;
+        p->part[i].n_tokens = LIMIT_BATCH_TOKENS / LIMIT_SLOTS;
+        p->part[i].n_new_blocks = PLAN_BLOCKS_MAX / LIMIT_SLOTS;
+    }
+    p->n_tokens = LIMIT_BATCH_TOKENS;
+    p->n_blocks = PLAN_BLOCKS_MAX;
+    buf_init(&b, PLAN_BYTES_MAX);
+    assert_int_equal(plan_encode(&b, p), 0);
+    assert_int_equal(plan_decode(b.data, b.len, q, NULL), 0);
+    buf_done(&b);
+    free(p);
+    free(q);
+}
+
 static void hashes_extend(void **state)
 {
     (void)state;
@@ -207,7 +290,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_trips),           cmocka_unit_test(truncations_and_bit_flips),
-        cmocka_unit_test(bad_plans_are_refused), cmocka_unit_test(hashes_extend),
+        cmocka_unit_test(bad_plans_are_refused), cmocka_unit_test(bad_blocks_are_refused),
+        cmocka_unit_test(the_largest_plan_fits), cmocka_unit_test(hashes_extend),
         cmocka_unit_test(rows_travel),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

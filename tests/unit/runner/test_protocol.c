@@ -101,7 +101,12 @@ static void encode_load(struct buf *b)
                                        .n_slots = draw(LIMIT_SLOTS + 1),
                                        .n_ctx = draw(100000),
                                        .n_batch = draw(LIMIT_BATCH_TOKENS + 1),
+                                       .n_kv_tokens = (uint32_t)draw_u64(),
+                                       .kv_type = (enum kv_type)draw(KV_TYPE_COUNT),
                                        .no_repack = draw(2) == 1};
+    m.n_chunk = (uint32_t)draw_u64();
+    m.n_draft = draw(LIMIT_DRAFT_TOKENS + 1);
+    m.wire = (enum comm_wire)draw(COMM_WIRE_COUNT);
     m.spin_us = (uint32_t)draw_u64();
     m.timeout_ms = (uint32_t)draw_u64();
     m.cpu = (int32_t)draw(100) - 1;
@@ -158,11 +163,15 @@ static void encode_pong(struct buf *b)
 static void encode_ready(struct buf *b)
 {
     struct message_ready m = {.info = {.weight_bytes = draw_u64(),
+                                       .weight_bytes_kept = draw_u64(),
                                        .compute_bytes = draw_u64(),
                                        .n_ctx = draw(100000),
                                        .n_slots = 1 + draw(LIMIT_SLOTS),
                                        .n_batch = 1 + draw(LIMIT_BATCH_TOKENS),
-                                       .n_threads = draw(100)},
+                                       .n_threads = draw(100),
+                                       .block_tokens = draw(1000),
+                                       .n_blocks = draw(100000),
+                                       .n_attached_max = (uint32_t)draw_u64()},
                               .pid = draw(100000)};
     message_encode_ready(b, &m);
 }
@@ -203,6 +212,9 @@ static void encode_any(struct buf *b, enum message_type type)
     case MESSAGE_STOP:
         message_encode_stop(b);
         break;
+    case MESSAGE_RELEASE:
+        message_encode_release(b);
+        break;
     case MESSAGE_LISTENING:
         message_encode_listening(b, (uint16_t)draw(65536));
         break;
@@ -227,13 +239,17 @@ static void encode_any(struct buf *b, enum message_type type)
     case MESSAGE_PONG:
         encode_pong(b);
         break;
+    case MESSAGE_RELEASED:
+        message_encode_released(b, draw_u64());
+        break;
     }
 }
 
 static const enum message_type types[] = {
-    MESSAGE_LOAD,     MESSAGE_CONNECT,   MESSAGE_SUBMIT,  MESSAGE_CANCEL, MESSAGE_PING,
-    MESSAGE_STOP,     MESSAGE_LISTENING, MESSAGE_LOADING, MESSAGE_READY,  MESSAGE_FAILED,
-    MESSAGE_PROGRESS, MESSAGE_TOKENS,    MESSAGE_DONE,    MESSAGE_PONG};
+    MESSAGE_LOAD,  MESSAGE_CONNECT, MESSAGE_SUBMIT,    MESSAGE_CANCEL,
+    MESSAGE_PING,  MESSAGE_STOP,    MESSAGE_LISTENING, MESSAGE_LOADING,
+    MESSAGE_READY, MESSAGE_FAILED,  MESSAGE_PROGRESS,  MESSAGE_TOKENS,
+    MESSAGE_DONE,  MESSAGE_PONG,    MESSAGE_RELEASE,   MESSAGE_RELEASED};
 enum { N_TYPES = sizeof(types) / sizeof(types[0]) };
 
 /* Reads a payload and, when that succeeds, writes it again. Returns the decoder's code. */
@@ -268,13 +284,17 @@ static int recode(const struct message *m, struct buf *out, struct error *err)
         return rc;
     case MESSAGE_CANCEL:
     case MESSAGE_PING:
+    case MESSAGE_RELEASED:
         rc = message_decode_u64(m, &number, err);
         if (rc != 0)
             return rc;
-        return m->type == MESSAGE_PING ? message_encode_ping(out, number)
-                                       : message_encode_cancel(out, number);
+        return m->type == MESSAGE_PING     ? message_encode_ping(out, number)
+               : m->type == MESSAGE_CANCEL ? message_encode_cancel(out, number)
+                                           : message_encode_released(out, number);
     case MESSAGE_STOP:
         return m->len == 0 ? message_encode_stop(out) : E_PROTOCOL;
+    case MESSAGE_RELEASE:
+        return m->len == 0 ? message_encode_release(out) : E_PROTOCOL;
     case MESSAGE_LISTENING:
         rc = message_decode_listening(m, &port, err);
         return rc != 0 ? rc : message_encode_listening(out, port);
@@ -425,8 +445,8 @@ static void headers_are_bounded(void **state)
     assert_int_equal(next_of(1u << 20, MESSAGE_PING, 0), E_PROTOCOL);
     assert_int_equal(next_of(8, MESSAGE_PING, 1), E_PROTOCOL);
     assert_int_equal(next_of(8, 0, 0), E_PROTOCOL);
-    assert_int_equal(next_of(8, 7, 0), E_PROTOCOL);
-    assert_int_equal(next_of(8, MESSAGE_PONG + 1, 0), E_PROTOCOL);
+    assert_int_equal(next_of(8, MESSAGE_RELEASE + 1, 0), E_PROTOCOL);
+    assert_int_equal(next_of(8, MESSAGE_RELEASED + 1, 0), E_PROTOCOL);
 }
 
 static int decode_submit_frame(const struct buf *b, struct error *err)
@@ -438,6 +458,40 @@ static int decode_submit_frame(const struct buf *b, struct error *err)
     if (rc == 0)
         free((void *)(uintptr_t)submit.tokens);
     return rc;
+}
+
+static void check_bad_load(const struct message_load *load, const char *field)
+{
+    static struct message_load decoded;
+    struct buf b;
+    struct message m;
+    struct error err = {0};
+    buf_init(&b, 1u << 20);
+    assert_int_equal(message_encode_load(&b, load), 0);
+    assert_true(message_next(b.data, b.len, &m, NULL) > 0);
+    assert_int_equal(message_decode_load(&m, &decoded, &err), E_PROTOCOL);
+    assert_non_null(strstr(err.message, field));
+    buf_done(&b);
+}
+
+static void types_are_bounded(void **state)
+{
+    (void)state;
+    static struct message_load load = {
+        .cpu = -1,
+        .split = {.n_stages = 1,
+                  .n_ranks = 1,
+                  .stage = {{.layers = {0, 4}, .n_ranks = 1}},
+                  .weight = {1}},
+    };
+    load.engine.kv_type = KV_TYPE_COUNT;
+    check_bad_load(&load, "load.kv_type");
+    load.engine.kv_type = KV_F16;
+    load.wire = COMM_WIRE_COUNT;
+    check_bad_load(&load, "load.wire");
+    load.wire = COMM_WIRE_F32;
+    load.n_draft = LIMIT_DRAFT_TOKENS + 1;
+    check_bad_load(&load, "load.n_draft");
 }
 
 static void nonsense_is_refused(void **state)
@@ -489,6 +543,7 @@ int main(void)
         cmocka_unit_test(every_truncation_is_seen),
         cmocka_unit_test(every_bit_flip_is_harmless),
         cmocka_unit_test(headers_are_bounded),
+        cmocka_unit_test(types_are_bounded),
         cmocka_unit_test(nonsense_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -26,8 +26,9 @@ static void on_progress(void *arg, const struct message_progress *m)
 static void on_tokens(void *arg, const struct message_tokens *m)
 {
     (void)arg;
-    assert_int_equal(m->n_tokens, 1);
-    buf_printf(&trace, "token %llu %d, ", (unsigned long long)m->request, m->tokens[0]);
+    buf_printf(&trace, "token %llu ", (unsigned long long)m->request);
+    for (uint32_t i = 0; i < m->n_tokens; i++)
+        buf_printf(&trace, "%d%s", m->tokens[i], i + 1 < m->n_tokens ? " " : ", ");
 }
 
 static void on_done(void *arg, const struct message_done *m)
@@ -45,20 +46,32 @@ struct story {
     uint64_t now_ns;
 };
 
-static struct story begin(uint32_t n_slots, uint32_t n_ctx, uint32_t n_batch, uint64_t step_ns_max)
+static struct story begin_with(const struct scheduler_options *o)
 {
-    struct scheduler_options o = {.n_slots = n_slots,
-                                  .n_ctx = n_ctx,
-                                  .n_batch = n_batch,
-                                  .n_vocab = 1000,
-                                  .step_ns_max = step_ns_max};
     struct scheduler_output output = {
         .progress = on_progress, .tokens = on_tokens, .done = on_done};
     struct story s = {.plan = calloc(1, sizeof(*s.plan)), .now_ns = 1000};
     assert_non_null(s.plan);
-    assert_int_equal(scheduler_new(&o, &output, &s.scheduler, NULL), 0);
+    assert_int_equal(scheduler_new(o, &output, &s.scheduler, NULL), 0);
     buf_init(&trace, 1u << 20);
     return s;
+}
+
+static struct scheduler_options options(uint32_t n_slots, uint32_t n_ctx, uint32_t n_batch)
+{
+    return (struct scheduler_options){.n_slots = n_slots,
+                                      .n_ctx = n_ctx,
+                                      .n_batch = n_batch,
+                                      .n_vocab = 1000,
+                                      .block_tokens = 32,
+                                      .n_blocks = n_slots * ((n_ctx + 31) / 32),
+                                      .n_attached_max = 1000};
+}
+
+static struct story begin(uint32_t n_slots, uint32_t n_ctx, uint32_t n_batch)
+{
+    struct scheduler_options o = options(n_slots, n_ctx, n_batch);
+    return begin_with(&o);
 }
 
 static void end(struct story *s)
@@ -89,27 +102,45 @@ static void submit(struct story *s, uint64_t request, int32_t base, uint32_t n, 
     free(tokens); /* the scheduler has its copy */
 }
 
-/* One step in which every row gives this token. Describes the plan in the trace. */
-static bool step(struct story *s, int32_t token)
+/* Plans a step and describes it in the trace: copies, attaches, parts with new blocks and whether
+ * they give a token. */
+static bool plan(struct story *s)
 {
-    struct step_row rows[LIMIT_SLOTS];
-    if (!scheduler_plan(s->scheduler, s->now_ns, s->plan))
+    struct plan *p = s->plan;
+    if (!scheduler_plan(s->scheduler, s->now_ns, p))
         return false;
-    for (uint32_t i = 0; i < s->plan->n_resets; i++)
-        buf_printf(&trace, "reset %u keep %u, ", s->plan->reset[i].slot, s->plan->reset[i].n_keep);
+    for (uint32_t i = 0; i < p->n_copies; i++)
+        buf_printf(&trace, "copy %u of %u to %u, ", p->copy[i].n_tokens, p->copy[i].from,
+                   p->copy[i].to);
+    for (uint32_t i = 0; i < p->n_attaches; i++)
+        buf_printf(&trace, "attach %u keep %u, ", p->attach[i].slot, p->attach[i].n_keep);
     uint32_t n_tokens = 0;
-    for (uint32_t i = 0; i < s->plan->n_parts; i++) {
-        const struct plan_part *part = &s->plan->part[i];
+    for (uint32_t i = 0; i < p->n_parts; i++) {
+        const struct plan_part *part = &p->part[i];
         buf_printf(&trace, "%u:%u+%u%s ", part->slot, part->n_past, part->n_tokens,
-                   part->output == STEP_OUTPUT_LAST ? "!" : "");
+                   part->output == STEP_OUTPUT_NONE ? "" : "!");
         n_tokens += part->n_tokens;
     }
-    buf_append_str(&trace, "-> ");
-    assert_int_equal(n_tokens, s->plan->n_tokens);
-    for (uint32_t i = 0; i < LIMIT_SLOTS; i++)
+    assert_int_equal(n_tokens, p->n_tokens);
+    return true;
+}
+
+/* The oldest step under way gives this token in every row. */
+static void result(struct story *s, int32_t token)
+{
+    static struct step_row rows[LIMIT_BATCH_TOKENS];
+    for (uint32_t i = 0; i < LIMIT_BATCH_TOKENS; i++)
         rows[i] = (struct step_row){.token = token};
     s->now_ns += 1000;
+    buf_append_str(&trace, "-> ");
     scheduler_result(s->scheduler, rows, s->now_ns);
+}
+
+static bool step(struct story *s, int32_t token)
+{
+    if (!plan(s))
+        return false;
+    result(s, token);
     return true;
 }
 
@@ -122,13 +153,13 @@ static void expect(const char *text)
 static void one_request_to_its_end(void **state)
 {
     (void)state;
-    struct story s = begin(2, 100, 32, 0);
+    struct story s = begin(2, 100, 32);
     submit(&s, 1, 100, 5, 10);
     expect("");
     step(&s, 42);
-    expect("reset 0 keep 0, 0:0+5! -> token 1 42, ");
+    expect("attach 0 keep 0, 0:0+5! -> token 1 42, ");
     assert_int_equal(s.plan->tokens[4], 104);
-    assert_int_equal(s.plan->reset[0].sampling.seed, 1);
+    assert_int_equal(s.plan->attach[0].sampling.seed, 1);
     step(&s, 43);
     expect("0:5+1! -> token 1 43, ");
     assert_int_equal(s.plan->tokens[0], 42);
@@ -144,7 +175,7 @@ static void one_request_to_its_end(void **state)
 static void parts_carry_the_hash_of_their_prefix(void **state)
 {
     (void)state;
-    struct story s = begin(1, 100, 32, 0);
+    struct story s = begin(1, 100, 32);
     const int32_t tokens[] = {100, 101, 102, 42};
     submit(&s, 1, 100, 3, 10);
     step(&s, 42);
@@ -159,23 +190,23 @@ static void parts_carry_the_hash_of_their_prefix(void **state)
 static void length_ends_generation(void **state)
 {
     (void)state;
-    struct story s = begin(1, 10, 32, 0);
+    struct story s = begin(1, 10, 32);
     submit(&s, 1, 100, 3, 2);
     submit(&s, 2, 200, 8, 1000);
     step(&s, 42);
     step(&s, 42);
-    expect("reset 0 keep 0, 0:0+3! -> token 1 42, 0:3+1! -> token 1 42, done 1 length 2, ");
+    expect("attach 0 keep 0, 0:0+3! -> token 1 42, 0:3+1! -> token 1 42, done 1 length 2, ");
     while (step(&s, 43))
         ;
     /* 8 + 2 = the context of 10 */
-    expect("reset 0 keep 0, 0:0+8! -> token 2 43, 0:8+1! -> token 2 43, done 2 length 2, ");
+    expect("attach 0 keep 0, 0:0+8! -> token 2 43, 0:8+1! -> token 2 43, done 2 length 2, ");
     end(&s);
 }
 
 static void prompts_that_cannot_run(void **state)
 {
     (void)state;
-    struct story s = begin(1, 10, 32, 0);
+    struct story s = begin(1, 10, 32);
     submit(&s, 1, 100, 10, 5);
     expect("done 1 error 0, ");
     assert_int_equal(last_done.code, E_LIMIT);
@@ -192,7 +223,7 @@ static void prompts_that_cannot_run(void **state)
 static void the_queue_is_bounded(void **state)
 {
     (void)state;
-    struct story s = begin(1, 100, 32, 0);
+    struct story s = begin(1, 100, 32);
     for (uint64_t i = 1; i <= LIMIT_REQUESTS_QUEUED; i++)
         submit(&s, i, 100, 3, 5);
     expect("");
@@ -213,32 +244,49 @@ static void the_queue_is_bounded(void **state)
 static void decodes_share_steps_with_a_chunk(void **state)
 {
     (void)state;
-    struct story s = begin(3, 1000, 200, 0);
+    struct story s = begin(3, 1000, 200);
     submit(&s, 1, 100, 4, 100);
     step(&s, 42);
-    expect("reset 0 keep 0, 0:0+4! -> token 1 42, ");
+    expect("attach 0 keep 0, 0:0+4! -> token 1 42, ");
     submit(&s, 2, 200, 300, 100);
     submit(&s, 3, 500, 4, 100);
     /* The long prompt comes in chunks; the first sequence gets its token in each step; the short
-     * prompt waits for its turn. */
+     * prompt does not wait for the long one. */
     step(&s, 43);
+    expect("attach 1 keep 0, attach 2 keep 0, 0:4+1! 1:0+124 2:0+4! -> "
+           "token 1 43, progress 2 124/300, token 3 43, ");
     step(&s, 44);
     step(&s, 45);
-    expect("reset 1 keep 0, 0:4+1! 1:0+128 -> token 1 43, progress 2 128/300, "
-           "0:5+1! 1:128+128 -> token 1 44, progress 2 256/300, "
-           "0:6+1! 1:256+44! -> token 1 45, progress 2 300/300, token 2 45, ");
+    expect("0:5+1! 2:4+1! 1:124+128 -> token 1 44, token 3 44, progress 2 252/300, "
+           "0:6+1! 2:5+1! 1:252+48! -> token 1 45, token 3 45, progress 2 300/300, token 2 45, ");
     step(&s, 46);
-    expect("reset 2 keep 0, 0:7+1! 1:300+1! 2:0+4! -> token 1 46, token 2 46, token 3 46, ");
-    step(&s, 47);
-    expect("0:8+1! 1:301+1! 2:4+1! -> token 1 47, token 2 47, token 3 47, ");
+    expect("0:7+1! 1:300+1! 2:6+1! -> token 1 46, token 2 46, token 3 46, ");
     assert_int_equal(scheduler_n_running(s.scheduler), 3);
+    end(&s);
+}
+
+/* Half of a step's tokens of prompts are for the oldest; the rest goes to the shortest. */
+static void prompts_share_a_step(void **state)
+{
+    (void)state;
+    struct story s = begin(4, 1000, 100);
+    submit(&s, 1, 100, 400, 100);
+    submit(&s, 2, 200, 300, 100);
+    submit(&s, 3, 300, 20, 100);
+    submit(&s, 4, 400, 60, 100);
+    step(&s, 42);
+    expect("attach 0 keep 0, attach 2 keep 0, attach 3 keep 0, 0:0+50 2:0+20! 3:0+30 -> "
+           "progress 1 50/400, token 3 42, progress 4 30/60, ");
+    step(&s, 43);
+    expect("2:20+1! 0:50+69 3:30+30! -> "
+           "token 3 43, progress 1 119/400, progress 4 60/60, token 4 43, ");
     end(&s);
 }
 
 static void a_small_batch_starves_nobody(void **state)
 {
     (void)state;
-    struct story s = begin(3, 100, 2, 0);
+    struct story s = begin(3, 100, 2);
     for (uint64_t i = 1; i <= 3; i++)
         submit(&s, i, (int32_t)i * 100, 1, 4);
     while (step(&s, 42))
@@ -257,10 +305,12 @@ static void slow_ranks_get_short_chunks(void **state)
     (void)state;
     /* Steps take 1000 ns here. 128 tokens are the trial; at 8 ns a token 60 fit into 500 ns, and
      * halving 200 gives 50. */
-    struct story s = begin(1, 1000, 200, 500);
+    struct scheduler_options o = options(1, 1000, 200);
+    o.step_ns_max = 500;
+    struct story s = begin_with(&o);
     submit(&s, 1, 100, 400, 100);
     step(&s, 42);
-    expect("reset 0 keep 0, 0:0+128 -> progress 1 128/400, ");
+    expect("attach 0 keep 0, 0:0+128 -> progress 1 128/400, ");
     step(&s, 42);
     expect("0:128+50 -> progress 1 178/400, ");
     end(&s);
@@ -269,39 +319,183 @@ static void slow_ranks_get_short_chunks(void **state)
 static void cached_prefixes_are_used_again(void **state)
 {
     (void)state;
-    struct story s = begin(2, 200, 200, 0);
-    submit(&s, 1, 100, 40, 1);
-    submit(&s, 2, 500, 40, 1);
+    struct scheduler_options o = options(2, 200, 200);
+    o.n_blocks = 50;
+    struct story s = begin_with(&o);
+    submit(&s, 1, 100, 72, 1);
+    submit(&s, 2, 500, 40, 3);
     while (step(&s, 42))
         ;
     buf_reset(&trace);
-    /* The same prompt: all but its last token are there. */
-    submit(&s, 3, 500, 40, 1);
+    /* The same prompt: its blocks are shared; less than half a block behind them is not worth a
+     * copy. */
+    submit(&s, 3, 100, 72, 1);
     step(&s, 43);
-    expect("reset 1 keep 39, 1:39+1! -> token 3 43, done 3 length 1, ");
-    assert_int_equal(last_done.n_cached, 39);
-    /* A longer one that begins like the first. */
-    submit(&s, 4, 100, 50, 1);
+    expect("attach 0 keep 64, 0:64+8! -> token 3 43, done 3 length 1, ");
+    assert_int_equal(last_done.n_cached, 64);
+    /* All but the last token, since that chooses the next: 31 of the second block are copied. */
+    submit(&s, 4, 100, 64, 1);
     step(&s, 43);
-    expect("reset 0 keep 40, 0:40+10! -> token 4 43, done 4 length 1, ");
-    /* A new one takes the slot that was used longest ago. */
-    submit(&s, 5, 700, 20, 1);
+    expect("copy 31 of 1 to 5, attach 0 keep 63, 0:63+1! -> token 4 43, done 4 length 1, ");
+    /* The answer is known too, but for its last token, which never ran: 500.., 42, 42. */
+    submit(&s, 5, 500, 60, 1);
     step(&s, 43);
-    expect("reset 1 keep 0, 1:0+20! -> token 5 43, done 5 length 1, ");
-    /* A busy slot's tokens are not for others. */
-    submit(&s, 6, 100, 50, 5);
-    submit(&s, 7, 100, 50, 5);
+    expect("attach 1 keep 32, 1:32+28! -> token 5 43, done 5 length 1, ");
+    /* Running sequences share what they have already. */
+    submit(&s, 6, 100, 100, 5);
     step(&s, 44);
+    submit(&s, 7, 100, 100, 5);
     step(&s, 44);
-    expect("reset 0 keep 49, 0:49+1! -> token 6 44, "
-           "reset 1 keep 0, 0:50+1! 1:0+50! -> token 6 44, token 7 44, ");
+    expect("attach 0 keep 64, 0:64+36! -> token 6 44, "
+           "attach 1 keep 96, 0:100+1! 1:96+4! -> token 6 44, token 7 44, ");
+    struct scheduler_stats stats;
+    scheduler_get_stats(s.scheduler, &stats);
+    assert_int_equal(stats.n_blocks_used, 3 + 2);
+    assert_int_equal(stats.n_block_tokens_used, 96 + 5 + 4);
+    end(&s);
+}
+
+/* Of two requests with the same beginning the second waits until the first has computed it. */
+static void the_same_prompt_twice_at_once(void **state)
+{
+    (void)state;
+    struct story s = begin(3, 400, 64);
+    submit(&s, 1, 100, 130, 2);
+    submit(&s, 2, 100, 120, 2);
+    submit(&s, 3, 500, 10, 2);
+    step(&s, 42);
+    expect("attach 0 keep 0, attach 1 keep 0, 0:0+54 1:0+10! -> progress 1 54/130, token 3 42, ");
+    step(&s, 42);
+    expect("1:10+1! 0:54+63 -> token 3 42, done 3 length 2, progress 1 117/130, ");
+    step(&s, 42);
+    expect("0:117+13! -> progress 1 130/130, token 1 42, ");
+    /* 96 tokens are in whole blocks; the beginning of the next one is copied, which the first goes
+     * on to fill. */
+    step(&s, 42);
+    expect("copy 23 of 4 to 6, attach 2 keep 119, 0:130+1! 2:119+1! -> "
+           "token 1 42, done 1 length 2, token 2 42, ");
+    step(&s, 42);
+    expect("2:120+1! -> token 2 42, done 2 length 2, ");
+    assert_int_equal(last_done.n_cached, 119);
+    end(&s);
+}
+
+static void the_youngest_gives_way(void **state)
+{
+    (void)state;
+    /* Five blocks of 32 tokens: two sequences fit, until both need a third block. */
+    struct scheduler_options o = options(2, 128, 128);
+    o.n_blocks = 5;
+    struct story s = begin_with(&o);
+    submit(&s, 1, 100, 58, 20);
+    step(&s, 42);
+    submit(&s, 2, 500, 62, 20);
+    for (int i = 0; i < 6; i++)
+        step(&s, 42);
+    assert_non_null(strstr(buf_str(&trace), "0:63+1! 1:66+1! -> token 1 42, token 2 42, "));
+    buf_reset(&trace);
+    /* The first goes on; the second waits in the queue, and its prompt is longer now. */
+    step(&s, 43);
+    expect("0:64+1! -> token 1 43, ");
+    assert_int_equal(scheduler_n_queued(s.scheduler) + scheduler_n_running(s.scheduler), 2);
+    struct scheduler_stats stats;
+    scheduler_get_stats(s.scheduler, &stats);
+    assert_int_equal(stats.n_preempted, 1);
+    while (stats.n_generated_tokens < 26) { /* until the first has its 20 */
+        assert_true(step(&s, 44));
+        scheduler_get_stats(s.scheduler, &stats);
+    }
+    assert_non_null(strstr(buf_str(&trace), "done 1 length 20, "));
+    assert_null(strstr(buf_str(&trace), "token 2"));
+    buf_reset(&trace);
+    /* Two of its blocks are still there. Six tokens were delivered; the seventh comes next. */
+    step(&s, 45);
+    expect("attach 1 keep 64, 1:64+4! -> token 2 45, ");
+    while (step(&s, 46))
+        ;
+    assert_int_equal(last_done.n_generated, 20);
+    assert_int_equal(last_done.n_prompt, 62);
+    assert_int_equal(last_done.n_cached, 0);
+    end(&s);
+}
+
+static void a_cache_too_small_is_named(void **state)
+{
+    (void)state;
+    struct scheduler_options o = options(2, 1000, 128);
+    o.n_blocks = 4;
+    struct story s = begin_with(&o);
+    submit(&s, 1, 100, 128, 5);
+    expect("done 1 error 0, ");
+    assert_int_equal(last_done.code, E_LIMIT);
+    assert_string_equal(
+        last_done.message,
+        "the prompt has 128 tokens; the KV cache of 128 tokens leaves room for 127");
+    submit(&s, 2, 100, 127, 5);
+    step(&s, 42);
+    expect("attach 0 keep 0, 0:0+127! -> token 2 42, done 2 length 1, ");
+    end(&s);
+}
+
+/* Blocks in slots are counted with what finished sequences left there: these are emptied first. */
+static void slots_are_emptied_for_others(void **state)
+{
+    (void)state;
+    struct scheduler_options o = options(2, 128, 128);
+    o.n_blocks = 20;
+    o.n_attached_max = 4;
+    struct story s = begin_with(&o);
+    submit(&s, 1, 100, 40, 1);
+    submit(&s, 2, 300, 40, 1);
+    step(&s, 42);
+    buf_reset(&trace);
+    submit(&s, 3, 500, 90, 1);
+    step(&s, 42);
+    expect("attach 1 keep 0, attach 0 keep 0, 0:0+90! -> token 3 42, done 3 length 1, ");
+    end(&s);
+}
+
+static void two_stages_are_kept_busy(void **state)
+{
+    (void)state;
+    struct scheduler_options o = options(2, 2000, 512);
+    o.n_in_flight = 2;
+    struct story s = begin_with(&o);
+    /* Chunk follows chunk; eight of them for two stages. */
+    submit(&s, 1, 100, 1024, 100);
+    plan(&s);
+    plan(&s);
+    assert_false(plan(&s));
+    expect("attach 0 keep 0, 0:0+128 0:128+128 ");
+    assert_int_equal(scheduler_n_in_flight(s.scheduler), 2);
+    result(&s, 42);
+    plan(&s);
+    expect("-> progress 1 128/1024, 0:256+128 ");
+    for (int i = 0; i < 6; i++) {
+        result(&s, 42);
+        plan(&s);
+    }
+    assert_non_null(strstr(buf_str(&trace), "0:896+128! -> progress 1 896/1024, "));
+    buf_reset(&trace);
+    result(&s, 42);
+    expect("-> progress 1 1024/1024, token 1 42, ");
+    /* A decoding sequence is in one step; two of them are in one each. */
+    submit(&s, 2, 100, 10, 100);
+    plan(&s);
+    plan(&s);
+    expect("attach 1 keep 0, 0:1024+1! 1:0+10! ");
+    result(&s, 43);
+    plan(&s);
+    plan(&s);
+    assert_false(plan(&s));
+    expect("-> token 1 43, token 2 43, 0:1025+1! 1:10+1! ");
     end(&s);
 }
 
 static void cancelling(void **state)
 {
     (void)state;
-    struct story s = begin(1, 100, 32, 0);
+    struct story s = begin(1, 100, 32);
     submit(&s, 1, 100, 3, 50);
     submit(&s, 2, 200, 3, 50);
     submit(&s, 3, 300, 3, 50);
@@ -314,11 +508,32 @@ static void cancelling(void **state)
     scheduler_cancel(s.scheduler, 1, s.now_ns); /* running */
     expect("done 1 cancelled 1, ");
     step(&s, 43); /* its slot is free at once */
-    expect("reset 0 keep 0, 0:0+3! -> token 2 43, ");
+    expect("attach 0 keep 0, 0:0+3! -> token 2 43, ");
     scheduler_cancel(s.scheduler, 2, s.now_ns);
     step(&s, 44);
-    expect("done 2 cancelled 1, reset 0 keep 0, 0:0+3! -> token 4 44, ");
+    expect("done 2 cancelled 1, attach 0 keep 0, 0:0+3! -> token 4 44, ");
     assert_int_equal(scheduler_n_queued(s.scheduler), 0);
+    end(&s);
+}
+
+static void cancelling_under_way(void **state)
+{
+    (void)state;
+    struct scheduler_options o = options(1, 400, 64);
+    o.n_in_flight = 2;
+    struct story s = begin_with(&o);
+    submit(&s, 1, 100, 200, 50);
+    submit(&s, 2, 100, 150, 50);
+    plan(&s);
+    plan(&s);
+    scheduler_cancel(s.scheduler, 1, s.now_ns);
+    expect("attach 0 keep 0, 0:0+64 0:64+64 done 1 cancelled 0, ");
+    /* The slot is free, and what the steps under way compute will be there when the next begins. */
+    result(&s, 42);
+    plan(&s);
+    result(&s, 42);
+    result(&s, 42);
+    expect("-> attach 0 keep 128, 0:128+22! -> -> token 2 42, ");
     end(&s);
 }
 
@@ -329,6 +544,15 @@ static void bad_options_are_refused(void **state)
     struct scheduler *scheduler;
     struct scheduler_options o = {
         .n_slots = LIMIT_SLOTS + 1, .n_ctx = 10, .n_batch = 1, .n_vocab = 1};
+    assert_int_equal(scheduler_new(&o, &output, &scheduler, NULL), E_INVALID);
+    o = options(1, 10, 10);
+    o.n_blocks = 0;
+    assert_int_equal(scheduler_new(&o, &output, &scheduler, NULL), E_INVALID);
+    o = options(1, 10, 10);
+    o.n_in_flight = SCHEDULER_IN_FLIGHT_MAX + 1;
+    assert_int_equal(scheduler_new(&o, &output, &scheduler, NULL), E_INVALID);
+    o = options(1, 10, 10);
+    o.n_draft = LIMIT_DRAFT_TOKENS + 1;
     assert_int_equal(scheduler_new(&o, &output, &scheduler, NULL), E_INVALID);
 }
 
@@ -341,10 +565,17 @@ int main(void)
         cmocka_unit_test(prompts_that_cannot_run),
         cmocka_unit_test(the_queue_is_bounded),
         cmocka_unit_test(decodes_share_steps_with_a_chunk),
+        cmocka_unit_test(prompts_share_a_step),
         cmocka_unit_test(a_small_batch_starves_nobody),
         cmocka_unit_test(slow_ranks_get_short_chunks),
         cmocka_unit_test(cached_prefixes_are_used_again),
+        cmocka_unit_test(the_same_prompt_twice_at_once),
+        cmocka_unit_test(the_youngest_gives_way),
+        cmocka_unit_test(a_cache_too_small_is_named),
+        cmocka_unit_test(slots_are_emptied_for_others),
+        cmocka_unit_test(two_stages_are_kept_busy),
         cmocka_unit_test(cancelling),
+        cmocka_unit_test(cancelling_under_way),
         cmocka_unit_test(bad_options_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,62 @@
+#include "cli/instance_options.h"
+
+#include "cli/cli.h"
+
+int instance_option_take(struct instance_options *o, enum instance_option id, const char *value,
+                         struct error *err)
+{
+    int rc;
+    switch (id) {
+    case INSTANCE_OPTION_CTX:
+        return cli_parse_u32("--ctx", value, 16, LIMIT_CONTEXT_TOKENS, &o->n_ctx, err);
+    case INSTANCE_OPTION_SLOTS:
+        return cli_parse_u32("--slots", value, 1, LIMIT_SLOTS, &o->n_slots, err);
+    case INSTANCE_OPTION_KV_TOKENS:
+        return cli_parse_u32("--kv-tokens", value, 16, UINT32_MAX, &o->n_kv_tokens, err);
+    case INSTANCE_OPTION_KV:
+        return kv_type_parse(value, &o->kv_type)
+                   ? 0
+                   : error_set(err, E_INVALID, "--kv %s: f16 or q8", value);
+    case INSTANCE_OPTION_WIRE:
+        return comm_wire_parse(value, &o->wire)
+                   ? 0
+                   : error_set(err, E_INVALID, "--wire %s: f32, f16 or q8", value);
+    case INSTANCE_OPTION_DRAFT:
+        rc = cli_parse_u32("--draft", value, 0, LIMIT_DRAFT_TOKENS, &o->n_draft, err);
+        if (rc == 0 && o->n_draft == 0)
+            o->n_draft = INSTANCE_NO_DRAFT;
+        return rc;
+    case INSTANCE_OPTION_CHUNK:
+        return cli_parse_u32("--chunk", value, 1, LIMIT_BATCH_TOKENS, &o->n_chunk, err);
+    case INSTANCE_OPTION_END:
+        break;
+    }
+    return error_set(err, E_INTERNAL, "option %d is unknown", (int)id);
+}
+
+const char *instance_option_word(enum instance_option id)
+{
+    static const char *const words[N_INSTANCE_OPTIONS] = {
+        "--ctx", "--slots", "--kv-tokens", "--kv", "--wire", "--draft", "--chunk"};
+    return words[id - INSTANCE_OPTION_FIRST];
+}
+
+void instance_options_append_json(struct buf *b, const struct instance_options *o)
+{
+    const struct {
+        const char *key;
+        uint32_t value;
+    } numbers[] = {{"n_ctx", o->n_ctx},
+                   {"n_slots", o->n_slots},
+                   {"n_kv_tokens", o->n_kv_tokens},
+                   {"n_chunk", o->n_chunk}};
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        if (numbers[i].value != 0)
+            buf_printf(b, ",\"%s\":%u", numbers[i].key, numbers[i].value);
+    if (o->n_draft != 0)
+        buf_printf(b, ",\"n_draft\":%u", o->n_draft == INSTANCE_NO_DRAFT ? 0 : o->n_draft);
+    if (o->kv_type != KV_F16)
+        buf_printf(b, ",\"kv_type\":\"%s\"", kv_type_name(o->kv_type));
+    if (o->wire != COMM_WIRE_F32)
+        buf_printf(b, ",\"wire\":\"%s\"", comm_wire_name(o->wire));
+}

@@ -1,0 +1,58 @@
+/* Options of the verbs that run all ranks on this computer: `run` and `bench`. Thread: the main
+ * one. */
+#ifndef SHOAL_CLI_RANK_OPTIONS_H
+#define SHOAL_CLI_RANK_OPTIONS_H
+
+#include "base/error.h"
+#include "runner/local_set.h"
+
+#include <stdbool.h>
+
+enum rank_option {
+    RANK_OPTION_FIRST = 1024,
+    RANK_OPTION_RANKS = RANK_OPTION_FIRST,
+    RANK_OPTION_SPLIT,
+    RANK_OPTION_COMM,
+    RANK_OPTION_WIRE,
+    RANK_OPTION_KV,
+    RANK_OPTION_DRAFT,
+    RANK_OPTION_CHUNK,
+    RANK_OPTION_THREADS,
+    RANK_OPTION_PIN,
+    RANK_OPTION_NO_REPACK,
+};
+
+/* Entries for getopt_long's table. */
+/* clang-format off */
+#define RANK_OPTIONS \
+    {"ranks", required_argument, NULL, RANK_OPTION_RANKS}, \
+    {"split", required_argument, NULL, RANK_OPTION_SPLIT}, \
+    {"comm", required_argument, NULL, RANK_OPTION_COMM}, \
+    {"wire", required_argument, NULL, RANK_OPTION_WIRE}, \
+    {"kv", required_argument, NULL, RANK_OPTION_KV}, \
+    {"draft", required_argument, NULL, RANK_OPTION_DRAFT}, \
+    {"chunk", required_argument, NULL, RANK_OPTION_CHUNK}, \
+    {"threads", required_argument, NULL, RANK_OPTION_THREADS}, \
+    {"pin", no_argument, NULL, RANK_OPTION_PIN}, \
+    {"no-repack", no_argument, NULL, RANK_OPTION_NO_REPACK}
+
+#define RANK_OPTIONS_HELP \
+    "  --ranks N          share the model among N runners on this computer (1)\n" \
+    "  --split HOW        pipeline (default), tensor, or SxT: S stages of T ranks\n" \
+    "  --comm KIND        tcp: runners are processes; local: threads (default with one rank)\n" \
+    "  --wire TYPE        how activations travel between ranks: f32 (default), f16, q8\n" \
+    "  --kv TYPE          elements of the KV cache: f16 (default), q8\n" \
+    "  --draft N          guess up to N tokens ahead from what the text repeats (0: never)\n" \
+    "  --chunk N          tokens of prompts in a step in which others decode (128)\n" \
+    "  --threads N        compute threads of each rank (processors / ranks)\n" \
+    "  --pin              keep each rank on one processor\n" \
+    "  --no-repack        keep weights as in the file (slower, for comparisons)\n"
+/* clang-format on */
+
+/* Takes one of the options above. Errors: E_INVALID (names option and value). */
+int rank_option_take(struct local_set_options *set, enum rank_option id, const char *value,
+                     struct error *err);
+/* Fills in what was not said. */
+void rank_options_finish(struct local_set_options *set);
+
+#endif

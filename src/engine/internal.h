@@ -1,0 +1,51 @@
+/* The engine's own state, shared by its files: engine.c (life, slots), step.c, warm_up.c. */
+#ifndef SHOAL_ENGINE_INTERNAL_H
+#define SHOAL_ENGINE_INTERNAL_H
+
+#include "engine/engine.h"
+#include "engine/graph.h"
+#include "engine/kv_cache.h"
+#include "engine/weights.h"
+
+#include <ggml-alloc.h>
+#include <ggml-backend.h>
+#include <stdatomic.h>
+
+struct engine {
+    const struct model *model;
+    struct comm *comm;
+    struct shard shard;
+    struct engine_options options;
+    struct weights *weights;
+    struct kv_cache kv;
+    struct sampling *sampling; /* [n_slots] */
+
+    ggml_backend_t backend;
+    struct ggml_threadpool *threadpool;
+    ggml_gallocr_t allocator;
+    struct graph_builder builder;
+    struct graph_link link;
+    struct graph graph;
+    struct graph_reduce *reduces; /* [2 * shard layers]: attention, then feed-forward */
+
+    struct sampler *sampler;
+    struct step_row *rows; /* [n_batch] */
+    uint32_t n_rows;
+    uint32_t prev_rank_first, n_prev_ranks, next_rank_first,
+        n_next_ranks; /* neighbouring stages; 0 ranks: none */
+
+    uint64_t step_number; /* of the next step; 0 until the first */
+    int status;           /* sticky failure */
+    atomic_bool aborted;
+    struct engine_timing timing;
+};
+
+/* Builds the graph of a step (or finds that the last one fits) and fills its inputs; then computes
+ * it. Without anything of the other ranks. */
+int engine_prepare(struct engine *e, const struct step *step, struct error *err);
+int engine_compute(struct engine *e, struct error *err);
+
+/* Runs a step of every kind by itself, and leaves no trace of it but warm memory. */
+int engine_warm_up(struct engine *e, struct error *err);
+
+#endif
