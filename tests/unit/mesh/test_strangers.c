@@ -487,7 +487,7 @@ static void test_silent_member(void **state)
     RAW_SEND(w, &r, mesh_encode_greeting, &member);
     RAW_SEND(w, &r, mesh_encode_hello, &hello);
     raw_expect(w, &r, MESH_PING, &m);
-    RUN_UNTIL(w, mesh_link_silent_ms(w->side[0].link) > 9000);
+    RUN_UNTIL(w, mesh_link_silent_ms(w->side[0].link) > 5000);
     assert_int_equal(w->side[0].n_down, 0);
     RUN_UNTIL(w, w->side[0].n_down == 1);
     assert_non_null(strstr(w->side[0].reason, "silent"));
