@@ -31,9 +31,12 @@ endif()
 file(GLOB SHOAL_GGML_PREFIX ${PROJECT_SOURCE_DIR}/build/deps/ggml/lib/python3*/site-packages/libggml)
 list(APPEND CMAKE_PREFIX_PATH ${SHOAL_GGML_PREFIX})
 find_package(ggml REQUIRED)
-
-
-
+# The package asks for a run path that suits Python wheels, and whose $ORIGIN does not survive the way to the linker. CMake adds the right one.
+get_target_property(ggml_link_options ggml::ggml INTERFACE_LINK_OPTIONS)
+if(ggml_link_options)
+    list(FILTER ggml_link_options EXCLUDE REGEX rpath)
+    set_property(TARGET ggml::ggml PROPERTY INTERFACE_LINK_OPTIONS "${ggml_link_options}")
+endif()
 
 include(cmake/llhttp.cmake) # target llhttp
 include(cmake/rust.cmake)   # target shoal_rust

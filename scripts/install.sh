@@ -26,6 +26,9 @@ test_packages='
 libcmocka-dev|unit tests
 clang|second compiler, sanitizers, fuzzing
 libclang-rt-14-dev|sanitizer run time
+libopenmpi-dev|ranks over MPI
+openmpi-bin|ranks over MPI
+libucx-dev|ranks over UCX
 iproute2|hosts of the network tests
 nftables|faults of the network tests
 '

@@ -91,9 +91,11 @@ run_ctest() {
 }
 
 run_pytest() {
-    local suite=$1 rc=0
+    local suite=$1 rc=0 workers=()
+    # Tests with real nodes measure pauses and use all cores themselves: one at a time.
+    [ "$suite" = net ] || workers=(-n "$JOBS")
     say "$suite: pytest in tests/$suite"
-    LOG_TAIL=0 SHOAL_BUILD=$BUILD/dev run_logged "$suite" "running tests" "$BUILD/venv/bin/python" -m pytest -p no:cacheprovider -rA -q --durations=10 \
+    LOG_TAIL=0 SHOAL_BUILD=$BUILD/dev run_logged "$suite" "running tests" "$BUILD/venv/bin/python" -m pytest -p no:cacheprovider "${workers[@]}" -rA -q --durations=10 \
         -o junit_family=xunit2 --junitxml "$results/$suite.xml" "tests/$suite" || rc=$?
     [ $rc -eq 0 ] || note "some tests failed; details at the end"
     [ -f "$results/$suite.xml" ] || fail "$suite" "$suite.start" "$suite"

@@ -14,6 +14,13 @@ enum comm_wire {
     COMM_WIRE_COUNT,
 };
 
+/* Over what the ranks of an instance that are processes of their own talk. */
+enum comm_transport {
+    COMM_TCP, /* shared memory between ranks on one host */
+    COMM_UCX,
+    COMM_TRANSPORT_COUNT,
+};
+
 /* Elements of the KV cache. */
 enum kv_type {
     KV_F16,
@@ -24,6 +31,9 @@ enum kv_type {
 /* "f32", "f16", "q8". */
 bool comm_wire_parse(const char *text, enum comm_wire *ret);
 const char *comm_wire_name(enum comm_wire wire);
+/* "tcp", "ucx". */
+bool comm_transport_parse(const char *text, enum comm_transport *ret);
+const char *comm_transport_name(enum comm_transport transport);
 /* "f16", "q8". */
 bool kv_type_parse(const char *text, enum kv_type *ret);
 const char *kv_type_name(enum kv_type type);

@@ -111,13 +111,14 @@ static int parse_options(struct bench *b, int argc, char **argv, struct error *e
                          argc - optind);
     b->model_name = argv[optind];
     struct engine_options *e = &b->set.engine;
-    if (!b->set.has_comm)
-        b->set.processes = b->set.has_comm = true;
-    rank_options_finish(&b->set);
+    if (!b->set.has_comm) {
+        b->set.comm = LOCAL_SET_TCP;
+        b->set.has_comm = true;
+    }
     if (e->n_slots == 0)
         e->n_slots = b->n_streams < LIMIT_SLOTS ? b->n_streams : LIMIT_SLOTS;
     e->n_ctx = b->n_prefill + b->n_decode + 1;
-    return 0;
+    return rank_options_finish(&b->set, err);
 }
 
 static int run(struct bench *b, uint32_t *ret_n_slower, struct error *err)
@@ -150,15 +151,13 @@ static int run(struct bench *b, uint32_t *ret_n_slower, struct error *err)
 
 int cli_bench(int argc, char **argv)
 {
-    struct bench b = {.set = {.n_ranks = 1},
-                      .n_prefill = 512,
-                      .n_decode = 64,
-                      .n_repetitions = 5,
-                      .n_streams = 1};
+    struct bench b = {.n_prefill = 512, .n_decode = 64, .n_repetitions = 5, .n_streams = 1};
     struct error err = {0};
     uint32_t n_slower = 0;
     int rc = parse_options(&b, argc, argv, &err);
-    if (rc == 0)
+    if (rc == 0 && rank_options_follows(&b.set))
+        rc = rank_options_follow(&b.set, b.model_name, &err);
+    else if (rc == 0)
         rc = run(&b, &n_slower, &err);
     local_set_stop(b.ranks);
     free(b.repetition);

@@ -24,7 +24,7 @@ struct repetition {
     double gap_p50_ms, gap_p99_ms; /* between tokens of a stream; those of one message count as
                                       one gap */
     double comm_us_per_token;      /* of the rank that spends the most, while streams decode */
-    double bytes_sent_per_token;   /* of all ranks together */
+    double bytes_sent_per_token;   /* of all ranks together; with MPI of rank 0, the same above */
     double drafts_accepted;        /* tokens a step gave each sequence, above one */
 };
 

@@ -65,7 +65,7 @@ static void print_workload(struct buf *out, const struct bench *b)
                ",\"ranks\":%u,\"split\":\"%s\",\"comm\":\"%s\",\"wire\":\"%s\",\"kv\":\"%s\","
                "\"threads\":%u,\"pinned\":%s,\"streams\":%u,\"n_prefill\":%u,\"n_decode\":%u,"
                "\"prompt\":\"%s\",\"temperature\":%g,\"draft\":%u",
-               local_set_n_ranks(b->ranks), split, b->set.processes ? "tcp" : "local",
+               local_set_n_ranks(b->ranks), split, local_set_comm_name(b->set.comm),
                comm_wire_name(b->set.wire), kv_type_name(b->set.engine.kv_type),
                b->set.engine.n_threads, b->set.pin ? "true" : "false", b->n_streams, b->n_prefill,
                b->n_decode, prompt_names[b->prompt], (double)b->temperature, b->set.n_draft);
@@ -73,8 +73,13 @@ static void print_workload(struct buf *out, const struct bench *b)
 
 static void print_rank_json(struct buf *out, const struct bench *b, uint32_t rank)
 {
-    const struct engine_info *info = &local_set_ready(b->ranks, rank)->info;
+    const struct message_ready *ready = local_set_ready(b->ranks, rank);
     const struct rank_time *t = &b->time[rank];
+    if (ready == NULL)
+        return;
+    const struct engine_info *info = &ready->info;
+    if (rank > 0)
+        buf_append_char(out, ',');
     buf_printf(
         out,
         "{\"weight_bytes\":%llu,\"weight_bytes_mapped\":%llu,"
@@ -106,11 +111,8 @@ static void append_json(struct buf *out, const struct bench *b)
                ",\"first_prompt\":{\"prefill_tok_s\":%.4f,\"decode_tok_s\":%.4f,"
                "\"first_ms\":%.4f},\"per_rank\":[",
                b->first.prefill_tok_s, b->first.decode_tok_s, b->first.first_ms);
-    for (uint32_t i = 0; i < local_set_n_ranks(b->ranks); i++) {
-        if (i > 0)
-            buf_append_char(out, ',');
+    for (uint32_t i = 0; i < local_set_n_ranks(b->ranks); i++)
         print_rank_json(out, b, i);
-    }
     buf_append_str(out, "]}\n");
 }
 
@@ -124,8 +126,11 @@ static double percent(uint64_t part, uint64_t whole)
 static void print_rank(const struct bench *b, uint32_t rank)
 {
     const double mib = 1048576.0;
-    const struct engine_info *info = &local_set_ready(b->ranks, rank)->info;
+    const struct message_ready *ready = local_set_ready(b->ranks, rank);
     const struct rank_time *t = &b->time[rank];
+    if (ready == NULL)
+        return;
+    const struct engine_info *info = &ready->info;
     uint64_t other_ns = t->comm_ns + t->graph_ns + t->fill_ns + t->sample_ns;
     uint64_t compute_ns = t->step_ns > other_ns ? t->step_ns - other_ns : 0;
     printf("rank %u: weights %.1f MiB, KV cache %.1f MiB, graph %.1f MiB, process peak %.1f MiB\n",
@@ -145,9 +150,8 @@ static void print_text(const struct bench *b)
     char split[32];
     split_describe(local_set_split(b->ranks), split);
     printf("%u rank%s (%s, %s), %u thread%s each%s, median of %u\n", n_ranks,
-           n_ranks > 1 ? "s" : "", split, b->set.processes ? "tcp" : "local",
-           b->set.engine.n_threads, b->set.engine.n_threads > 1 ? "s" : "",
-           b->set.pin ? ", pinned" : "", b->n_repetitions);
+           n_ranks > 1 ? "s" : "", split, local_set_comm_name(b->set.comm), b->set.engine.n_threads,
+           b->set.engine.n_threads > 1 ? "s" : "", b->set.pin ? ", pinned" : "", b->n_repetitions);
     printf("prefill %8.2f tok/s  (%u tokens; first prompt after loading: %.2f of that)\n",
            BENCH_MEDIAN(b, prefill_tok_s), b->n_prefill,
            b->first.prefill_tok_s / BENCH_MEDIAN(b, prefill_tok_s));

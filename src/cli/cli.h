@@ -26,7 +26,8 @@ int cli_profile(int argc, char **argv);
 
 #define CLI_DEFAULT_API "http://127.0.0.1:8420" /* of a node on this computer */
 
-/* Prints "shoal: message" on standard error and returns the error's exit code. */
+/* Prints "shoal: message" on standard error and returns the error's exit code. Where mpirun started
+ * this process, it ends all ranks with that instead. */
 int cli_fail(const struct error *err);
 /* Reads the value of an option. Errors: E_INVALID (names the option, the value and the range). */
 int cli_parse_u32(const char *option, const char *text, uint32_t min, uint32_t max, uint32_t *ret,
@@ -34,8 +35,6 @@ int cli_parse_u32(const char *option, const char *text, uint32_t min, uint32_t m
 int cli_parse_u64(const char *option, const char *text, uint64_t *ret, struct error *err);
 int cli_parse_float(const char *option, const char *text, float min, float max, float *ret,
                     struct error *err);
-/* Reads the value of --comm: "tcp" (true: processes) or "local" (false: threads). */
-int cli_parse_comm(const char *text, bool *ret_processes, struct error *err);
 /* A model as people name it: the path of a file, or a name in the folder of models
  * ($XDG_DATA_HOME/shoal/models/NAME.gguf). Errors: E_NOTFOUND (says where it looked), E_LIMIT. */
 int cli_find_model(const char *name, char *ret_path, size_t size, struct error *err);

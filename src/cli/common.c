@@ -1,5 +1,7 @@
 #include "cli/cli.h"
 
+#include "comm/comm.h"
+
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -10,6 +12,7 @@
 int cli_fail(const struct error *err)
 {
     fprintf(stderr, "shoal: %s\n", err->message[0] != '\0' ? err->message : error_text(err->code));
+    comm_mpi_abort(error_exit_code(err->code));
     return error_exit_code(err->code);
 }
 
@@ -47,15 +50,6 @@ int cli_parse_float(const char *option, const char *text, float min, float max, 
         return error_set(err, E_INVALID, "%s: '%s' is not a number between %g and %g", option, text,
                          (double)min, (double)max);
     *ret = v;
-    return 0;
-}
-
-int cli_parse_comm(const char *text, bool *ret_processes, struct error *err)
-{
-    if (strcmp(text, "tcp") != 0 && strcmp(text, "local") != 0)
-        return error_set(err, E_INVALID,
-                         "--comm: '%s' is unknown: use tcp (processes) or local (threads)", text);
-    *ret_processes = strcmp(text, "tcp") == 0;
     return 0;
 }
 

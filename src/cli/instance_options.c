@@ -21,6 +21,10 @@ int instance_option_take(struct instance_options *o, enum instance_option id, co
         return comm_wire_parse(value, &o->wire)
                    ? 0
                    : error_set(err, E_INVALID, "--wire %s: f32, f16 or q8", value);
+    case INSTANCE_OPTION_TRANSPORT:
+        return comm_transport_parse(value, &o->transport)
+                   ? 0
+                   : error_set(err, E_INVALID, "--transport %s: tcp or ucx", value);
     case INSTANCE_OPTION_DRAFT:
         rc = cli_parse_u32("--draft", value, 0, LIMIT_DRAFT_TOKENS, &o->n_draft, err);
         if (rc == 0 && o->n_draft == 0)
@@ -37,7 +41,7 @@ int instance_option_take(struct instance_options *o, enum instance_option id, co
 const char *instance_option_word(enum instance_option id)
 {
     static const char *const words[N_INSTANCE_OPTIONS] = {
-        "--ctx", "--slots", "--kv-tokens", "--kv", "--wire", "--draft", "--chunk"};
+        "--ctx", "--slots", "--kv-tokens", "--kv", "--wire", "--transport", "--draft", "--chunk"};
     return words[id - INSTANCE_OPTION_FIRST];
 }
 
@@ -59,4 +63,6 @@ void instance_options_append_json(struct buf *b, const struct instance_options *
         buf_printf(b, ",\"kv_type\":\"%s\"", kv_type_name(o->kv_type));
     if (o->wire != COMM_WIRE_F32)
         buf_printf(b, ",\"wire\":\"%s\"", comm_wire_name(o->wire));
+    if (o->transport != COMM_TCP)
+        buf_printf(b, ",\"transport\":\"%s\"", comm_transport_name(o->transport));
 }

@@ -14,6 +14,7 @@ enum instance_option {
     INSTANCE_OPTION_KV_TOKENS,
     INSTANCE_OPTION_KV,
     INSTANCE_OPTION_WIRE,
+    INSTANCE_OPTION_TRANSPORT,
     INSTANCE_OPTION_DRAFT,
     INSTANCE_OPTION_CHUNK,
     INSTANCE_OPTION_END,
@@ -28,6 +29,7 @@ enum { N_INSTANCE_OPTIONS = INSTANCE_OPTION_END - INSTANCE_OPTION_FIRST };
     {"kv-tokens", required_argument, NULL, INSTANCE_OPTION_KV_TOKENS}, \
     {"kv", required_argument, NULL, INSTANCE_OPTION_KV}, \
     {"wire", required_argument, NULL, INSTANCE_OPTION_WIRE}, \
+    {"transport", required_argument, NULL, INSTANCE_OPTION_TRANSPORT}, \
     {"draft", required_argument, NULL, INSTANCE_OPTION_DRAFT}, \
     {"chunk", required_argument, NULL, INSTANCE_OPTION_CHUNK}
 
@@ -38,6 +40,7 @@ enum { N_INSTANCE_OPTIONS = INSTANCE_OPTION_END - INSTANCE_OPTION_FIRST };
     "                       times --ctx)\n" \
     "  --kv TYPE            elements of the KV cache: f16 (default), q8\n" \
     "  --wire TYPE          how activations travel between nodes: f32 (default), f16, q8\n" \
+    "  --transport KIND     over what they travel: tcp (default; shared memory on one computer), ucx\n" \
     "  --draft N            guess up to N tokens ahead from what the text repeats (8; 0: never)\n" \
     "  --chunk N            tokens of prompts in a step in which others decode (128)\n"
 /* clang-format on */

@@ -2,6 +2,7 @@
 
 #include "cli/cli.h"
 #include "cli/instance_options.h"
+#include "comm/comm.h"
 #include "device/device.h"
 
 #include <errno.h>
@@ -229,8 +230,9 @@ static int take_option(int key, const char *value, struct node_config *c, struct
 static int finish(struct node_config *c, struct error *err)
 {
     char folder[PATH_MAX], path[sizeof(c->model)];
-    int rc =
-        c->data_dir[0] == '\0' ? node_options_data_dir(c->data_dir, sizeof(c->data_dir), err) : 0;
+    int rc = comm_check_transport(c->options.transport, err);
+    if (rc == 0 && c->data_dir[0] == '\0')
+        rc = node_options_data_dir(c->data_dir, sizeof(c->data_dir), err);
     if (rc == 0 && c->model[0] != '\0' && c->model[0] != '/' && access(c->model, F_OK) == 0 &&
         getcwd(folder, sizeof(folder)) != NULL) {
         int len = snprintf(path, sizeof(path), "%s/%s", folder, c->model);

@@ -2,6 +2,8 @@
 
 #include "cli/cli.h"
 
+#include <sched.h>
+
 int rank_option_take(struct local_set_options *set, enum rank_option id, const char *value,
                      struct error *err)
 {
@@ -13,7 +15,12 @@ int rank_option_take(struct local_set_options *set, enum rank_option id, const c
         return 0;
     case RANK_OPTION_COMM:
         set->has_comm = true;
-        return cli_parse_comm(value, &set->processes, err);
+        return local_set_comm_parse(value, &set->comm)
+                   ? 0
+                   : error_set(err, E_INVALID,
+                               "--comm %s: tcp, ucx (processes), local (threads) or mpi (what "
+                               "mpirun started)",
+                               value);
     case RANK_OPTION_WIRE:
         return comm_wire_parse(value, &set->wire)
                    ? 0
@@ -38,10 +45,59 @@ int rank_option_take(struct local_set_options *set, enum rank_option id, const c
     return error_set(err, E_INTERNAL, "option %d is unknown", (int)id);
 }
 
-void rank_options_finish(struct local_set_options *set)
+/* Ranks and threads of this one as mpirun has laid them out. */
+static int ask_mpi(struct local_set_options *set, uint32_t *ret_n_threads, struct error *err)
 {
+    uint32_t n_ranks, n_here;
+    int rc = comm_mpi_start(&set->mpi_rank, &n_ranks, err);
+    if (rc == 0)
+        rc = comm_mpi_count_host(&n_here, err);
+    if (rc != 0)
+        return rc;
+    if (set->n_ranks != 0 && set->n_ranks != n_ranks)
+        return error_set(err, E_INVALID,
+                         "--ranks %u, but MPI started %u: say mpirun -n %u, or leave --ranks out",
+                         set->n_ranks, n_ranks, set->n_ranks);
+    set->n_ranks = n_ranks;
+    /* mpirun may have bound this process to some of the processors. */
+    cpu_set_t bound;
+    *ret_n_threads = cli_default_threads(n_here);
+    if (sched_getaffinity(0, sizeof(bound), &bound) == 0 &&
+        (uint32_t)CPU_COUNT(&bound) < *ret_n_threads)
+        *ret_n_threads = (uint32_t)CPU_COUNT(&bound);
+    return 0;
+}
+
+int rank_options_finish(struct local_set_options *set, struct error *err)
+{
+    uint32_t n_threads = 0;
+    int rc = 0;
+    if (set->comm == LOCAL_SET_MPI)
+        rc = ask_mpi(set, &n_threads, err);
+    else if (set->comm == LOCAL_SET_UCX)
+        rc = comm_check_transport(COMM_UCX, err);
+    if (rc != 0)
+        return rc;
+    if (set->n_ranks == 0)
+        set->n_ranks = 1;
     if (!set->has_comm)
-        set->processes = set->n_ranks > 1;
+        set->comm = set->n_ranks > 1 ? LOCAL_SET_TCP : LOCAL_SET_LOCAL;
     if (set->engine.n_threads == 0)
-        set->engine.n_threads = cli_default_threads(set->n_ranks);
+        set->engine.n_threads = n_threads != 0 ? n_threads : cli_default_threads(set->n_ranks);
+    return 0;
+}
+
+bool rank_options_follows(const struct local_set_options *set)
+{
+    return set->comm == LOCAL_SET_MPI && set->mpi_rank != 0;
+}
+
+int rank_options_follow(const struct local_set_options *set, const char *model_name,
+                        struct error *err)
+{
+    struct local_set_options o = *set;
+    char path[4096];
+    int rc = cli_find_model(model_name, path, sizeof(path), err);
+    o.model_path = path;
+    return rc != 0 ? rc : local_set_follow(&o, err);
 }

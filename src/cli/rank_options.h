@@ -1,5 +1,4 @@
-/* Options of the verbs that run all ranks on this computer: `run` and `bench`. Thread: the main
- * one. */
+/* Options of the verbs that run ranks without a node: `run` and `bench`. Thread: the main one. */
 #ifndef SHOAL_CLI_RANK_OPTIONS_H
 #define SHOAL_CLI_RANK_OPTIONS_H
 
@@ -37,9 +36,11 @@ enum rank_option {
     {"no-repack", no_argument, NULL, RANK_OPTION_NO_REPACK}
 
 #define RANK_OPTIONS_HELP \
-    "  --ranks N          share the model among N runners on this computer (1)\n" \
+    "  --ranks N          share the model among N runners (1; mpi: as mpirun says)\n" \
     "  --split HOW        pipeline (default), tensor, or SxT: S stages of T ranks\n" \
-    "  --comm KIND        tcp: runners are processes; local: threads (default with one rank)\n" \
+    "  --comm KIND        tcp: runners are processes; local: threads (default with one rank);\n" \
+    "                     ucx: processes that talk over UCX; mpi: the processes that mpirun\n" \
+    "                     started, one rank each\n" \
     "  --wire TYPE        how activations travel between ranks: f32 (default), f16, q8\n" \
     "  --kv TYPE          elements of the KV cache: f16 (default), q8\n" \
     "  --draft N          guess up to N tokens ahead from what the text repeats (0: never)\n" \
@@ -52,7 +53,13 @@ enum rank_option {
 /* Takes one of the options above. Errors: E_INVALID (names option and value). */
 int rank_option_take(struct local_set_options *set, enum rank_option id, const char *value,
                      struct error *err);
-/* Fills in what was not said. */
-void rank_options_finish(struct local_set_options *set);
+/* Fills in what was not said, or what MPI knows. Errors: E_INVALID (--ranks), E_UNSUPPORTED (a
+ * build without that comm), E_IO. */
+int rank_options_finish(struct local_set_options *set, struct error *err);
+/* Whether this process only runs its rank, which another one drives. */
+bool rank_options_follows(const struct local_set_options *set);
+/* Runs that rank until the head stops. Errors: as local_set_follow. */
+int rank_options_follow(const struct local_set_options *set, const char *model_name,
+                        struct error *err);
 
 #endif

@@ -1,4 +1,4 @@
-/* `shoal run`: one prompt, one answer, all ranks on this computer. The text alone goes to standard
+/* `shoal run`: one prompt, one answer, without a node. The text alone goes to standard
  * output, figures to standard error. */
 #include "base/clock.h"
 #include "base/rng.h"
@@ -150,10 +150,9 @@ static int parse_options(struct run *r, int argc, char **argv, struct error *err
                          argc - optind);
     r->model_name = argv[optind];
     r->prompt = argv[optind + 1];
-    rank_options_finish(&r->set);
     if (!r->has_seed && rng_system(&r->sampling.seed, sizeof(r->sampling.seed)) != 0)
         return error_set(err, E_IO, "the system gives no random numbers");
-    return 0;
+    return rank_options_finish(&r->set, err);
 }
 
 /* ---- before ---- */
@@ -295,7 +294,10 @@ static const struct split_stage *stage_of(const struct split *s, uint32_t rank)
 
 static void print_rank(const struct run *r, uint32_t rank)
 {
-    const struct engine_info *info = &local_set_ready(r->ranks, rank)->info;
+    const struct message_ready *ready = local_set_ready(r->ranks, rank);
+    if (ready == NULL)
+        return;
+    const struct engine_info *info = &ready->info;
     const struct split_stage *stage = stage_of(local_set_split(r->ranks), rank);
     if (r->prints_json)
         fprintf(stderr,
@@ -343,7 +345,7 @@ static void print_figures(const struct run *r, const struct message_done *done)
             n_prefilled, prefill_tok_s, n_decoded, decode_tok_s, first_s, reasons[done->reason]);
     fprintf(stderr, "loaded in %.2f s on %u rank%s%s%s\n", (double)r->load_ns / 1e9, n_ranks,
             n_ranks > 1 ? "s: " : "", n_ranks > 1 ? split : "",
-            r->set.processes ? " (processes)" : "");
+            r->set.comm == LOCAL_SET_LOCAL ? "" : " (processes)");
     for (uint32_t i = 0; i < n_ranks; i++)
         print_rank(r, i);
 }
@@ -365,7 +367,7 @@ static int run(struct run *r, struct message_done *ret_done, struct error *err)
 
 int cli_run(int argc, char **argv)
 {
-    struct run r = {.n_max = 512, .set = {.n_ranks = 1, .n_draft = SCHEDULER_DRAFT_DEFAULT}};
+    struct run r = {.n_max = 512, .set = {.n_draft = SCHEDULER_DRAFT_DEFAULT}};
     struct message_done done = {0};
     struct error err = {0};
     sampling_init(&r.sampling);
@@ -373,9 +375,12 @@ int cli_run(int argc, char **argv)
     buf_init(&r.input, LIMIT_PROMPT_BYTES);
     buf_init(&r.text, 1u << 20);
     int rc = parse_options(&r, argc, argv, &err);
-    if (rc == 0)
+    bool follows = rc == 0 && rank_options_follows(&r.set);
+    if (follows)
+        rc = rank_options_follow(&r.set, r.model_name, &err);
+    else if (rc == 0)
         rc = run(&r, &done, &err);
-    if (rc == 0)
+    if (rc == 0 && !follows)
         print_figures(&r, &done);
     local_set_stop(r.ranks);
     buf_done(&r.text);

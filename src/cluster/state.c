@@ -35,7 +35,7 @@ bool instance_options_equal(const struct instance_options *a, const struct insta
 {
     return a->n_ctx == b->n_ctx && a->n_slots == b->n_slots && a->n_kv_tokens == b->n_kv_tokens &&
            a->n_chunk == b->n_chunk && a->n_draft == b->n_draft && a->kv_type == b->kv_type &&
-           a->wire == b->wire;
+           a->wire == b->wire && a->transport == b->transport;
 }
 
 int instance_options_check(const struct instance_options *o, struct error *err)
@@ -52,8 +52,9 @@ int instance_options_check(const struct instance_options *o, struct error *err)
     if (o->n_draft > LIMIT_DRAFT_TOKENS && o->n_draft != INSTANCE_NO_DRAFT)
         return error_set(err, E_INVALID, "drafts of %" PRIu32 " tokens; at most %d are possible",
                          o->n_draft, LIMIT_DRAFT_TOKENS);
-    if ((unsigned)o->kv_type >= KV_TYPE_COUNT || (unsigned)o->wire >= COMM_WIRE_COUNT)
-        return error_set(err, E_INVALID, "an unknown type of KV cache or wire");
+    if ((unsigned)o->kv_type >= KV_TYPE_COUNT || (unsigned)o->wire >= COMM_WIRE_COUNT ||
+        (unsigned)o->transport >= COMM_TRANSPORT_COUNT)
+        return error_set(err, E_INVALID, "an unknown type of KV cache, wire or transport");
     return 0;
 }
 
@@ -199,6 +200,7 @@ static void options_encode(struct buf *b, const struct instance_options *o)
     buf_append_u32(b, o->n_draft);
     buf_append_u8(b, (uint8_t)o->kv_type);
     buf_append_u8(b, (uint8_t)o->wire);
+    buf_append_u8(b, (uint8_t)o->transport);
 }
 
 static int options_decode(struct cursor *c, struct instance_options *ret, struct error *err)
@@ -210,6 +212,7 @@ static int options_decode(struct cursor *c, struct instance_options *ret, struct
     ret->n_draft = cursor_u32(c);
     ret->kv_type = (enum kv_type)cursor_u8(c);
     ret->wire = (enum comm_wire)cursor_u8(c);
+    ret->transport = (enum comm_transport)cursor_u8(c);
     if (instance_options_check(ret, err) == 0)
         return 0;
     error_wrap(err, E_PROTOCOL, "model.options");

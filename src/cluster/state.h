@@ -44,6 +44,7 @@ struct instance_options {
     uint32_t n_draft;     /* tokens guessed ahead at most; INSTANCE_NO_DRAFT: none */
     enum kv_type kv_type;
     enum comm_wire wire;
+    enum comm_transport transport;
 };
 #define INSTANCE_NO_DRAFT UINT32_MAX
 bool instance_options_equal(const struct instance_options *a, const struct instance_options *b);

@@ -136,10 +136,17 @@ int comm_ucx_connect(struct comm_tcp_listener *l, uint32_t rank, uint32_t n_rank
                      const uint8_t program_hash[32], const struct comm_options *options,
                      struct comm **ret_comm, struct error *err);
 bool comm_ucx_is_built(void);
+/* Whether this build has the back end. Errors: E_UNSUPPORTED. */
+int comm_check_transport(enum comm_transport transport, struct error *err);
 
 /* Ranks that mpirun started. Starts MPI if nobody has; it ends with the process. Which MPI rank
  * this process is, of how many. Errors: E_UNSUPPORTED (built without MPI), E_IO. */
 int comm_mpi_start(uint32_t *ret_rank, uint32_t *ret_n_ranks, struct error *err);
+/* How many of them are on this host. All of them call this at the same time. */
+int comm_mpi_count_host(uint32_t *ret_n_ranks, struct error *err);
+/* Ends them all: the others may be waiting for this one. Returns when MPI was not started or has
+ * ended. */
+void comm_mpi_abort(int exit_code);
 /* The first n_ranks of them call this at the same time, each becomes its MPI rank. Thread: the
  * comm's, while no other uses MPI. Errors: E_UNSUPPORTED, E_INVALID (not that many ranks were
  * started), E_PROTOCOL (other program), E_IO. */

@@ -328,6 +328,28 @@ int comm_mpi_start(uint32_t *ret_rank, uint32_t *ret_n_ranks, struct error *err)
     return 0;
 }
 
+int comm_mpi_count_host(uint32_t *ret_n_ranks, struct error *err)
+{
+    MPI_Comm host;
+    int n = 1;
+    int r = MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
+    if (r != MPI_SUCCESS)
+        return error_set(err, E_IO, "MPI does not tell which ranks are on this host");
+    MPI_Comm_size(host, &n);
+    MPI_Comm_free(&host);
+    *ret_n_ranks = (uint32_t)n;
+    return 0;
+}
+
+void comm_mpi_abort(int exit_code)
+{
+    int is_started = 0, has_ended = 0;
+    MPI_Initialized(&is_started);
+    MPI_Finalized(&has_ended);
+    if (is_started && !has_ended)
+        MPI_Abort(MPI_COMM_WORLD, exit_code);
+}
+
 int comm_mpi_open(uint32_t n_ranks, const uint8_t program_hash[32],
                   const struct comm_options *options, struct comm **ret_comm, struct error *err)
 {
@@ -384,6 +406,17 @@ int comm_mpi_start(uint32_t *ret_rank, uint32_t *ret_n_ranks, struct error *err)
     (void)ret_rank;
     (void)ret_n_ranks;
     return not_built(err);
+}
+
+int comm_mpi_count_host(uint32_t *ret_n_ranks, struct error *err)
+{
+    (void)ret_n_ranks;
+    return not_built(err);
+}
+
+void comm_mpi_abort(int exit_code)
+{
+    (void)exit_code;
 }
 
 int comm_mpi_open(uint32_t n_ranks, const uint8_t program_hash[32],

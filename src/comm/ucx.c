@@ -448,7 +448,21 @@ bool comm_ucx_is_built(void)
     return true;
 }
 
+int comm_check_transport(enum comm_transport transport, struct error *err)
+{
+    (void)transport;
+    (void)err;
+    return 0;
+}
+
 #else
+
+static int not_built(struct error *err)
+{
+    return error_set(err, E_UNSUPPORTED,
+                     "this build has no UCX: install libucx-dev and build again, or let the ranks "
+                     "talk over tcp");
+}
 
 int comm_ucx_connect(struct comm_tcp_listener *l, uint32_t rank, uint32_t n_ranks,
                      const struct comm_tcp_peer *peers, const uint8_t key[32],
@@ -463,14 +477,17 @@ int comm_ucx_connect(struct comm_tcp_listener *l, uint32_t rank, uint32_t n_rank
     (void)program_hash;
     (void)options;
     (void)ret_comm;
-    return error_set(err, E_UNSUPPORTED,
-                     "this build has no UCX: install libucx-dev and build again, or let the ranks "
-                     "talk over tcp");
+    return not_built(err);
 }
 
 bool comm_ucx_is_built(void)
 {
     return false;
+}
+
+int comm_check_transport(enum comm_transport transport, struct error *err)
+{
+    return transport == COMM_UCX ? not_built(err) : 0;
 }
 
 #endif

@@ -196,7 +196,15 @@ static int open_engine(struct engine *e, const struct split *split, uint32_t ran
     e->link.comm = e->comm;
     e->link.group =
         (struct comm_group){.first = e->shard.stage_rank_first, .n = e->shard.n_stage_ranks};
-    e->builder = (struct graph_builder){.model = e->model, .shard = &e->shard, .kv = &e->kv};
+    const struct model_config *config = &e->model->config;
+    e->builder = (struct graph_builder){
+        .model = e->model,
+        .shard = &e->shard,
+        .kv = &e->kv,
+        .attention = {.scale = config->attn_scale},
+        .attention_window = {.scale = config->attn_scale, .window = config->window}};
+    e->attends_by_row = e->options.kv_type == KV_F16 &&
+                        attention_can(GGML_TYPE_F16, config->head_dim, config->n_head);
 
     rc = open_backend(e, err);
     if (rc == 0)

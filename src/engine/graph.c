@@ -131,6 +131,19 @@ static struct ggml_tensor *build_attention_part(struct build *x, struct ggml_ten
     return ggml_reshape_2d(x->ctx, out, head_dim * q->ne[1], part->n_tokens);
 }
 
+/* Attention of single rows, the first of the step. Without other parts it has a row for each of q,
+ * so that it can stand for all of them. */
+static struct ggml_tensor *build_attention_rows(struct build *x, struct ggml_tensor *q,
+                                                uint32_t local_layer, bool has_window)
+{
+    const struct kv_cache *kv = x->b->kv;
+    uint32_t n_rows = x->g->shape.part[0].n_tokens;
+    return attention_build(x->ctx, q, kv->k[local_layer], kv->v[local_layer], x->g->cells,
+                           x->g->positions, n_rows,
+                           x->g->shape.n_parts == 1 ? (uint32_t)q->ne[2] : n_rows,
+                           has_window ? &x->b->attention_window : &x->b->attention);
+}
+
 /* rows [rows][width], of which those of the step's tokens go into the cache. Expanded here, so that
  * the cache is written before attention reads it. */
 static void build_cache_write(struct build *x, struct ggml_tensor *cache, struct ggml_tensor *rows)
@@ -171,7 +184,10 @@ static struct ggml_tensor *build_attention(struct build *x, struct ggml_tensor *
     struct ggml_tensor *out = ggml_reshape_2d(x->ctx, q, q->ne[0] * q->ne[1], q->ne[2]);
     size_t row_bytes = out->nb[1];
     for (uint32_t i = 0, row = 0; i < x->g->shape.n_parts; row += x->g->shape.part[i++].n_tokens) {
-        struct ggml_tensor *part = build_attention_part(x, q, i, row, local_layer, has_window);
+        struct ggml_tensor *part =
+            x->g->shape.part[i].n_kv == 0
+                ? build_attention_rows(x, q, local_layer, has_window)
+                : build_attention_part(x, q, i, row, local_layer, has_window);
         out = part->ne[1] == q->ne[2]
                   ? part
                   : ggml_set_2d_inplace(x->ctx, out, part, row_bytes, row * row_bytes);
@@ -248,6 +264,8 @@ static void build_inputs(struct build *x)
         g->output_rows = new_input(x, GGML_TYPE_I32, g->n_output_rows, 1);
     for (uint32_t i = 0; i < g->shape.n_parts; i++) {
         const struct graph_part *part = &g->shape.part[i];
+        if (part->n_kv == 0)
+            continue;
         g->mask[i] = new_input(x, GGML_TYPE_F16, part->n_kv, part->n_tokens);
         if (x->config->window != 0)
             g->mask_window[i] = new_input(x, GGML_TYPE_F16, part->n_kv, part->n_tokens);

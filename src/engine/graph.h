@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "comm/comm.h"
+#include "engine/attention.h"
 #include "engine/kv_cache.h"
 #include "engine/weights.h"
 #include "model/model.h"
@@ -18,7 +19,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct graph_part { /* consecutive tokens of one slot */
+struct graph_part { /* consecutive tokens of one slot; or, as the first part, single rows of any
+                       slots (engine/attention.h): then n_kv and slot are 0 */
     uint32_t slot;
     uint32_t n_tokens;
     uint32_t
@@ -63,6 +65,7 @@ struct graph_builder { /* what does not change between steps; borrows everything
     const struct kv_cache *kv;
     struct graph_reduce *reduce_attn, *reduce_ffn; /* [shard layers]; NULL: a stage of one rank */
     struct graph_padding padding;
+    struct attention_settings attention, attention_window; /* of single rows, by layer */
 };
 
 struct graph {

@@ -24,6 +24,7 @@ struct engine {
     struct ggml_threadpool *threadpool;
     ggml_gallocr_t allocator;
     struct graph_builder builder;
+    bool attends_by_row; /* few rows of a sequence: engine/attention.h */
     struct graph_link link;
     struct graph graph;
     struct graph_reduce *reduces; /* [2 * shard layers]: attention, then feed-forward */

@@ -4,6 +4,7 @@
  */
 #include "base/json.h"
 #include "base/log.h"
+#include "comm/comm.h"
 #include "node/internal.h"
 
 #include <stdio.h>
@@ -358,14 +359,20 @@ static int get_u32(const struct call *c, const char *key, uint32_t max, uint32_t
 /* A type by its name; without one, it stays as it is. */
 static int get_types(const struct call *c, struct instance_options *o, struct error *err)
 {
-    char kv[8], wire[8];
+    char kv[8], wire[8], transport[8];
     int rc = get_text(c, "kv_type", false, kv, sizeof(kv), err);
     if (rc == 0)
         rc = get_text(c, "wire", false, wire, sizeof(wire), err);
+    if (rc == 0)
+        rc = get_text(c, "transport", false, transport, sizeof(transport), err);
     if (rc == 0 && kv[0] != '\0' && !kv_type_parse(kv, &o->kv_type))
         rc = error_set(err, E_INVALID, "'kv_type' must be f16 or q8");
     if (rc == 0 && wire[0] != '\0' && !comm_wire_parse(wire, &o->wire))
         rc = error_set(err, E_INVALID, "'wire' must be f32, f16 or q8");
+    if (rc == 0 && transport[0] != '\0' && !comm_transport_parse(transport, &o->transport))
+        rc = error_set(err, E_INVALID, "'transport' must be tcp or ucx");
+    if (rc == 0)
+        rc = comm_check_transport(o->transport, err);
     return rc;
 }
 

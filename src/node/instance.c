@@ -279,6 +279,7 @@ static void set_options(struct message_load *load, const struct instance_options
     load->engine.n_kv_tokens = placement_kv_tokens(n_ctx, n_slots, o->n_kv_tokens);
     load->engine.kv_type = o->kv_type;
     load->wire = o->wire;
+    load->transport = o->transport;
     load->n_chunk = o->n_chunk;
     load->n_draft = o->n_draft == INSTANCE_NO_DRAFT ? 0
                     : o->n_draft != 0               ? o->n_draft

@@ -1,6 +1,7 @@
 #include "runner/local_set.h"
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/rng.h"
 #include "runner/local_process.h"
 #include "runner/runner.h"
@@ -26,9 +27,10 @@ enum {
 };
 
 struct local_rank {
-    int fd;          /* -1 once the link has ended */
-    pid_t pid;       /* 0: a thread */
-    int exit_status; /* of waitpid, when pid was reaped */
+    bool is_elsewhere; /* in another process, which drives it; nothing below is used */
+    int fd;            /* -1 once the link has ended */
+    pid_t pid;         /* 0: a thread */
+    int exit_status;   /* of waitpid, when pid was reaped */
     bool is_reaped;
     pthread_t thread;
     bool has_thread;
@@ -51,6 +53,23 @@ struct local_set {
     uint64_t nonce;
     struct error broken; /* sticky */
 };
+
+static const char *const comm_names[LOCAL_SET_COMM_COUNT] = {"local", "tcp", "ucx", "mpi"};
+
+bool local_set_comm_parse(const char *text, enum local_set_comm *ret)
+{
+    for (int i = 0; i < LOCAL_SET_COMM_COUNT; i++)
+        if (strcmp(text, comm_names[i]) == 0) {
+            *ret = (enum local_set_comm)i;
+            return true;
+        }
+    return false;
+}
+
+const char *local_set_comm_name(enum local_set_comm comm)
+{
+    return comm_names[comm];
+}
 
 /* ---- what ranks say ---- */
 
@@ -160,7 +179,7 @@ static bool pump(struct local_set *s, uint64_t until_ns)
 static struct local_rank *find_dead(struct local_set *s)
 {
     for (uint32_t i = 0; i < s->n_ranks; i++)
-        if (s->rank[i].fd < 0 && !s->rank[i].has_failed)
+        if (!s->rank[i].is_elsewhere && s->rank[i].fd < 0 && !s->rank[i].has_failed)
             return &s->rank[i];
     return NULL;
 }
@@ -264,7 +283,7 @@ static int send_and_free(struct local_set *s, uint32_t index, struct buf *frames
 static bool all_listen(const struct local_set *s)
 {
     for (uint32_t i = 0; i < s->n_ranks; i++)
-        if (!s->rank[i].is_listening)
+        if (!s->rank[i].is_elsewhere && !s->rank[i].is_listening)
             return false;
     return true;
 }
@@ -272,7 +291,7 @@ static bool all_listen(const struct local_set *s)
 static bool all_ready(const struct local_set *s)
 {
     for (uint32_t i = 0; i < s->n_ranks; i++)
-        if (!s->rank[i].is_ready)
+        if (!s->rank[i].is_elsewhere && !s->rank[i].is_ready)
             return false;
     return true;
 }
@@ -312,7 +331,7 @@ static int start_rank(struct local_set *s, const struct local_set_options *o, ui
         return error_set(err, E_IO, "no socket for rank %u: %s", index, strerror(errno));
     }
     r->fd = fds[0];
-    if (o->processes) {
+    if (o->comm == LOCAL_SET_TCP || o->comm == LOCAL_SET_UCX) {
         int rc = local_process_start(o->program, fds[1], &r->pid, err);
         close(fds[1]);
         if (rc != 0)
@@ -332,13 +351,27 @@ static int start_rank(struct local_set *s, const struct local_set_options *o, ui
     return 0;
 }
 
-static int start_ranks(struct local_set *s, const struct local_set_options *o, struct error *err)
+/* The comms of threads; processes make their own. */
+static int open_comms(const struct local_set *s, const struct local_set_options *o,
+                      const struct message_load *load, struct comm **comms, struct error *err)
+{
+    struct comm_options options = {.wire = o->wire, .spin_us = UINT32_MAX};
+    uint8_t hash[32];
+    if (o->comm == LOCAL_SET_LOCAL)
+        return comm_local_new(s->n_ranks, &options, comms, err);
+    if (o->comm != LOCAL_SET_MPI)
+        return 0;
+    int rc = runner_hash_program(load, load->model_hash, hash, err);
+    return rc != 0 ? rc : comm_mpi_open(s->n_ranks, hash, &options, &comms[o->mpi_rank], err);
+}
+
+static int start_ranks(struct local_set *s, const struct local_set_options *o,
+                       const struct message_load *load, struct error *err)
 {
     struct comm *comms[LIMIT_RANKS] = {0};
-    struct comm_options options = {.wire = o->wire, .spin_us = UINT32_MAX};
-    int rc = o->processes ? 0 : comm_local_new(s->n_ranks, &options, comms, err);
+    int rc = open_comms(s, o, load, comms, err);
     for (uint32_t i = 0; i < s->n_ranks; i++) {
-        if (rc == 0)
+        if (rc == 0 && !s->rank[i].is_elsewhere)
             rc = start_rank(s, o, i, comms[i], err);
         else
             comm_close(comms[i]);
@@ -346,32 +379,41 @@ static int start_ranks(struct local_set *s, const struct local_set_options *o, s
     return rc;
 }
 
+/* What all ranks are told. */
+static int make_load(const struct local_set *s, const struct local_set_options *o,
+                     struct message_load *load, struct error *err)
+{
+    load->split = s->split;
+    load->engine = o->engine;
+    load->n_chunk = o->n_chunk;
+    load->n_draft = o->n_draft;
+    load->wire = o->wire;
+    load->transport = o->comm == LOCAL_SET_UCX ? COMM_UCX : COMM_TCP;
+    load->spin_us = UINT32_MAX;
+    load->cpu = -1;
+    snprintf(load->host, sizeof(load->host), "127.0.0.1");
+    if (strlen(o->model_path) >= sizeof(load->model_path))
+        return error_set(err, E_INVALID, "the model's path is longer than %zu bytes",
+                         sizeof(load->model_path) - 1);
+    snprintf(load->model_path, sizeof(load->model_path), "%s", o->model_path);
+    if (rng_system(load->key, sizeof(load->key)) != 0)
+        return error_set(err, E_IO, "the system gives no random numbers");
+    return 0;
+}
+
 static int send_load(struct local_set *s, const struct local_set_options *o,
-                     const uint8_t model_hash[32], struct error *err)
+                     struct message_load *load, struct error *err)
 {
     long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    struct message_load load = {.split = s->split,
-                                .engine = o->engine,
-                                .n_chunk = o->n_chunk,
-                                .n_draft = o->n_draft,
-                                .wire = o->wire,
-                                .spin_us = UINT32_MAX,
-                                .cpu = -1};
-    memcpy(load.model_hash, model_hash, sizeof(load.model_hash));
-    snprintf(load.host, sizeof(load.host), "127.0.0.1");
-    if (strlen(o->model_path) >= sizeof(load.model_path))
-        return error_set(err, E_INVALID, "the model's path is longer than %zu bytes",
-                         sizeof(load.model_path) - 1);
-    snprintf(load.model_path, sizeof(load.model_path), "%s", o->model_path);
-    if (rng_system(load.key, sizeof(load.key)) != 0)
-        return error_set(err, E_IO, "the system gives no random numbers");
     int rc = 0;
     for (uint32_t i = 0; i < s->n_ranks && rc == 0; i++) {
-        load.rank = i;
+        if (s->rank[i].is_elsewhere)
+            continue;
+        load->rank = i;
         if (o->pin && n_cpus > 0)
-            load.cpu = (int32_t)(i % (uint32_t)n_cpus);
+            load->cpu = (int32_t)(i % (uint32_t)n_cpus);
         struct buf frames = new_frames(65536);
-        message_encode_load(&frames, &load);
+        message_encode_load(&frames, load);
         rc = send_and_free(s, i, &frames, err);
     }
     return rc;
@@ -386,6 +428,8 @@ static int send_connect(struct local_set *s, struct error *err)
     }
     int rc = 0;
     for (uint32_t i = 0; i < s->n_ranks && rc == 0; i++) {
+        if (s->rank[i].is_elsewhere)
+            continue;
         struct buf frames = new_frames(65536);
         message_encode_connect(&frames, &connect);
         rc = send_and_free(s, i, &frames, err);
@@ -412,7 +456,7 @@ int local_set_start(const struct local_set_options *o, struct local_set **ret_se
                     struct error *err)
 {
     uint32_t n_ranks = o->n_ranks != 0 ? o->n_ranks : 1;
-    uint8_t model_hash[32];
+    struct message_load load = {0};
     if (n_ranks > LIMIT_RANKS)
         return error_set(err, E_INVALID, "%u ranks, at most %d are possible", n_ranks, LIMIT_RANKS);
     struct local_set *s = calloc(1, sizeof(*s));
@@ -422,13 +466,16 @@ int local_set_start(const struct local_set_options *o, struct local_set **ret_se
     buf_init(&s->answers, LIMIT_CONTROL_FRAME_BYTES);
     for (uint32_t i = 0; i < n_ranks; i++) {
         s->rank[i].fd = -1;
+        s->rank[i].is_elsewhere = o->comm == LOCAL_SET_MPI && i != o->mpi_rank;
         buf_init(&s->rank[i].in, 1u << 20);
     }
-    int rc = read_model(s, o, model_hash, err);
+    int rc = read_model(s, o, load.model_hash, err);
     if (rc == 0)
-        rc = start_ranks(s, o, err);
+        rc = make_load(s, o, &load, err);
     if (rc == 0)
-        rc = send_load(s, o, model_hash, err);
+        rc = start_ranks(s, o, &load, err);
+    if (rc == 0)
+        rc = send_load(s, o, &load, err);
     if (rc == 0)
         rc = wait_for(s, all_listen, LISTEN_TIMEOUT_MS, "open the model", err);
     if (rc == 0)
@@ -441,6 +488,25 @@ int local_set_start(const struct local_set_options *o, struct local_set **ret_se
     }
     *ret_set = s;
     return 0;
+}
+
+int local_set_follow(const struct local_set_options *o, struct error *err)
+{
+    struct local_set *s;
+    char identity[32];
+    snprintf(identity, sizeof(identity), "rank=%u", o->mpi_rank);
+    log_set_identity(identity);
+    int rc = local_set_start(o, &s, err);
+    if (rc != 0)
+        return rc;
+    const struct local_rank *r = &s->rank[o->mpi_rank];
+    while (r->fd >= 0 && !r->has_failed)
+        pump(s, UINT64_MAX);
+    /* A head that ended in the middle of a step has said nothing, and is lost. */
+    if (r->has_failed && r->failed.code != E_PEERLOST)
+        rc = check(s, err);
+    local_set_stop(s);
+    return rc;
 }
 
 /* ---- using ---- */
@@ -487,6 +553,10 @@ int local_set_ping(struct local_set *s, uint32_t rank, struct message_pong *ret_
     if (rank >= s->n_ranks)
         return error_set(err, E_INVALID, "rank %u of %u", rank, s->n_ranks);
     struct local_rank *r = &s->rank[rank];
+    if (r->is_elsewhere) {
+        *ret_pong = (struct message_pong){0};
+        return 0;
+    }
     r->has_pong = false;
     struct buf frames = new_frames(64);
     message_encode_ping(&frames, ++s->nonce);
@@ -505,7 +575,7 @@ int local_set_ping(struct local_set *s, uint32_t rank, struct message_pong *ret_
 
 const struct message_ready *local_set_ready(const struct local_set *s, uint32_t rank)
 {
-    return rank < s->n_ranks ? &s->rank[rank].ready : NULL;
+    return rank < s->n_ranks && !s->rank[rank].is_elsewhere ? &s->rank[rank].ready : NULL;
 }
 
 uint32_t local_set_n_ranks(const struct local_set *s)

@@ -109,6 +109,7 @@ int message_encode_load(struct buf *b, const struct message_load *m)
     buf_append_u32(b, m->n_chunk);
     buf_append_u32(b, m->n_draft);
     buf_append_u8(b, (uint8_t)m->wire);
+    buf_append_u8(b, (uint8_t)m->transport);
     buf_append_u32(b, m->spin_us);
     buf_append_u32(b, m->timeout_ms);
     buf_append_u32(b, (uint32_t)m->cpu);

@@ -54,6 +54,7 @@ struct message_load {
     struct engine_options engine; /* but kept, which does not travel */
     uint32_t n_chunk, n_draft;    /* of the scheduler; only the head uses them */
     enum comm_wire wire;
+    enum comm_transport transport;
     uint32_t spin_us, timeout_ms; /* of comm; UINT32_MAX and 0: defaults */
     int32_t cpu;                  /* pin to this processor; -1: none */
     char host[64];                /* numeric address to listen on for the data plane */

@@ -72,6 +72,8 @@ static int check_load(const struct message_load *m, uint8_t no_repack, struct er
         return error_set(err, E_PROTOCOL, "load.kv_type: %u is unknown", m->engine.kv_type);
     if (m->wire >= COMM_WIRE_COUNT)
         return error_set(err, E_PROTOCOL, "load.wire: %u is unknown", m->wire);
+    if (m->transport >= COMM_TRANSPORT_COUNT)
+        return error_set(err, E_PROTOCOL, "load.transport: %u is unknown", m->transport);
     if (m->n_draft > LIMIT_DRAFT_TOKENS)
         return error_set(err, E_PROTOCOL, "load.n_draft: %u, at most %d are allowed", m->n_draft,
                          LIMIT_DRAFT_TOKENS);
@@ -107,6 +109,8 @@ int message_decode_load(const struct message *m, struct message_load *ret, struc
     ret->n_draft = cursor_u32(&c);
     uint8_t wire = cursor_u8(&c);
     ret->wire = (enum comm_wire)wire;
+    uint8_t transport = cursor_u8(&c);
+    ret->transport = (enum comm_transport)transport;
     ret->spin_us = cursor_u32(&c);
     ret->timeout_ms = cursor_u32(&c);
     ret->cpu = (int32_t)cursor_u32(&c);

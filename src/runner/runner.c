@@ -22,7 +22,7 @@ struct runner {
     struct message_load load;
     struct model *model;
     struct comm_tcp_listener *listener;
-    struct comm *comm; /* NULL with one rank and no local comm */
+    struct comm *comm; /* NULL with one rank and no comm that came along */
     bool is_local;     /* comm came with the thread */
     struct engine *engine;
     struct weights *kept;    /* of the last engine */
@@ -93,8 +93,8 @@ static int check_model(const struct runner *r, struct error *err)
     return split_check(&load->split, r->model->config.n_layer, err);
 }
 
-/* Whether the ranks talk over tcp: a single rank talks to nobody. */
-static bool uses_tcp(const struct runner *r)
+/* Whether this rank must meet the others: a single one talks to nobody. */
+static bool must_connect(const struct runner *r)
 {
     return !r->is_local && r->load.split.n_ranks > 1;
 }
@@ -126,7 +126,7 @@ static int do_load(struct runner *r, struct error *err)
     if (rc == 0)
         rc = check_model(r, err);
     uint16_t port = 0;
-    if (rc == 0 && uses_tcp(r))
+    if (rc == 0 && must_connect(r))
         rc = comm_tcp_listen(r->load.host, 0, &r->listener, &port, err);
     if (rc != 0)
         return rc;
@@ -138,20 +138,21 @@ static int do_load(struct runner *r, struct error *err)
 
 /* ---- CONNECT ---- */
 
-/* SHA-256 of everything that must be the same on all ranks for their steps to fit together. */
-static int hash_program(const struct runner *r, uint8_t ret_hash[32], struct error *err)
+int runner_hash_program(const struct message_load *load, const uint8_t model_hash[32],
+                        uint8_t ret_hash[32], struct error *err)
 {
     struct buf b;
     buf_init(&b, 65536);
     buf_append_str(&b, "shoal " SHOAL_VERSION "\n");
-    buf_append(&b, r->model->hash, sizeof(r->model->hash));
-    split_encode(&r->load.split, &b);
-    buf_append_u32(&b, r->load.engine.n_ctx);
-    buf_append_u32(&b, r->load.engine.n_slots);
-    buf_append_u32(&b, r->load.engine.n_batch);
-    buf_append_u32(&b, r->load.engine.n_kv_tokens);
-    buf_append_u32(&b, r->load.engine.kv_type);
-    buf_append_u32(&b, r->load.wire);
+    buf_append(&b, model_hash, 32);
+    split_encode(&load->split, &b);
+    buf_append_u32(&b, load->engine.n_ctx);
+    buf_append_u32(&b, load->engine.n_slots);
+    buf_append_u32(&b, load->engine.n_batch);
+    buf_append_u32(&b, load->engine.n_kv_tokens);
+    buf_append_u32(&b, load->engine.kv_type);
+    buf_append_u32(&b, load->wire);
+    buf_append_u32(&b, load->transport);
     unsigned int len = 32;
     bool ok = b.error == 0 && EVP_Digest(b.data, b.len, ret_hash, &len, EVP_sha256(), NULL) == 1;
     buf_done(&b);
@@ -171,15 +172,16 @@ static int do_connect(struct runner *r, struct error *err)
     if (rc == 0 && connect.n_peers != r->load.split.n_ranks)
         rc = error_set(err, E_PROTOCOL, "connect: %u peers for %u ranks", connect.n_peers,
                        r->load.split.n_ranks);
-    if (rc != 0 || !uses_tcp(r))
+    if (rc != 0 || !must_connect(r))
         return rc;
-    rc = hash_program(r, hash, err);
+    rc = runner_hash_program(&r->load, r->model->hash, hash, err);
     r->is_faultless = rc == 0;
     struct comm_options options = {
         .wire = r->load.wire, .timeout_ms = r->load.timeout_ms, .spin_us = r->load.spin_us};
     if (rc == 0)
-        rc = comm_tcp_connect(r->listener, r->load.rank, r->load.split.n_ranks, connect.peer,
-                              r->load.key, hash, &options, &r->comm, err);
+        rc = (r->load.transport == COMM_UCX ? comm_ucx_connect : comm_tcp_connect)(
+            r->listener, r->load.rank, r->load.split.n_ranks, connect.peer, r->load.key, hash,
+            &options, &r->comm, err);
     comm_tcp_listener_close(r->listener);
     r->listener = NULL;
     r->is_faultless = r->is_faultless && rc != 0;

@@ -13,16 +13,22 @@
 
 #include "base/error.h"
 #include "comm/comm.h"
+#include "runner/protocol.h"
 
 /* Ranks of different versions do not run the same program and refuse each other. */
 #ifndef SHOAL_VERSION
 #define SHOAL_VERSION "0.1.0"
 #endif
 
+/* SHA-256 of everything that must be the same on all ranks for their steps to fit together. */
+int runner_hash_program(const struct message_load *load, const uint8_t model_hash[32],
+                        uint8_t ret_hash[32], struct error *err);
+
 /* Serves control_fd (a connected stream socket, taken) until it ends. local_comm: this rank's comm
- * when all ranks are threads of this process (taken; LISTENING and CONNECT are then only
- * formalities), NULL for tcp. Returns 0 after STOP or a closed link, else the error that was
- * reported. Thread: blocks the calling one; starts one more for the control link. */
+ * when the rank is a thread, and all ranks are, or MPI started the others (taken; LISTENING and
+ * CONNECT are then only formalities); NULL in a process of its own. Returns 0 after STOP or a
+ * closed link, else the error that was reported. Thread: blocks the calling one; starts one more
+ * for the control link. */
 int runner_main(int control_fd, struct comm *local_comm);
 
 #endif

@@ -33,7 +33,8 @@ static inline struct desired_model sample_model(const char *id)
                     .n_chunk = 64,
                     .n_draft = INSTANCE_NO_DRAFT,
                     .kv_type = KV_Q8_0,
-                    .wire = COMM_WIRE_F16},
+                    .wire = COMM_WIRE_F16,
+                    .transport = COMM_UCX},
         .rule = PLACEMENT_MEMORY,
         .split = "2x1",
         .n_nodes_min = 2,
@@ -82,10 +83,10 @@ static inline struct instance_report sample_report(void)
                                 .n_slots = 2,
                                 .created_s = 1700000000,
                                 .n_ranks = 2};
-    r.rank[0] = (struct rank_report){RANK_READY, 0, {0, 12}, {0, 8}, 1000, 500, 4711,
-                                    .work = {1, 2, 3, 4, 5, 6, 7, 8}};
-    r.rank[1] = (struct rank_report){RANK_ENDED, 1, {12, 24}, {0, 8}, 2000, 500, 4712,
-                                    .work = {9, 8, 7, 6, 5, 4, 3, 2}};
+    r.rank[0] = (struct rank_report){RANK_READY, 0,   {0, 12}, {0, 8},
+                                     1000,       500, 4711,    .work = {1, 2, 3, 4, 5, 6, 7, 8}};
+    r.rank[1] = (struct rank_report){RANK_ENDED, 1,   {12, 24}, {0, 8},
+                                     2000,       500, 4712,     .work = {9, 8, 7, 6, 5, 4, 3, 2}};
     r.head = (struct head_work){1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
     return r;
 }

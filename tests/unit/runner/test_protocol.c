@@ -107,6 +107,7 @@ static void encode_load(struct buf *b)
     m.n_chunk = (uint32_t)draw_u64();
     m.n_draft = draw(LIMIT_DRAFT_TOKENS + 1);
     m.wire = (enum comm_wire)draw(COMM_WIRE_COUNT);
+    m.transport = (enum comm_transport)draw(COMM_TRANSPORT_COUNT);
     m.spin_us = (uint32_t)draw_u64();
     m.timeout_ms = (uint32_t)draw_u64();
     m.cpu = (int32_t)draw(100) - 1;
@@ -490,6 +491,9 @@ static void types_are_bounded(void **state)
     load.wire = COMM_WIRE_COUNT;
     check_bad_load(&load, "load.wire");
     load.wire = COMM_WIRE_F32;
+    load.transport = COMM_TRANSPORT_COUNT;
+    check_bad_load(&load, "load.transport");
+    load.transport = COMM_TCP;
     load.n_draft = LIMIT_DRAFT_TOKENS + 1;
     check_bad_load(&load, "load.n_draft");
 }
