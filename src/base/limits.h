@@ -26,10 +26,11 @@
 #define LIMIT_STOP_STRING_BYTES 256
 
 /* engine */
-#define LIMIT_SLOTS          64         /* sequences with a KV cache in one engine */
-#define LIMIT_BATCH_TOKENS   2048       /* tokens in one step */
-#define LIMIT_CONTEXT_TOKENS (1u << 24) /* of one sequence: far more than any model was made for   \
-                                         */
+#define LIMIT_SLOTS        64   /* sequences with a KV cache in one engine */
+#define LIMIT_BATCH_TOKENS 2048 /* tokens in one step */
+#define LIMIT_CONTEXT_TOKENS                                                                       \
+    (1u << 24)                  /* of one sequence: far more than any model was made for           \
+                                 */
 #define LIMIT_DRAFT_TOKENS 32   /* guessed ahead in one sequence: more are hardly ever right */
 #define LIMIT_LOGIT_BIAS   1024 /* OpenAI allows 300 */
 

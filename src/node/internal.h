@@ -175,7 +175,8 @@ void instance_send(struct instance *i, uint32_t rank, struct buf *frame);
 bool instance_send_reports(struct node *n);
 
 /* ---- figures.c ---- */
-/* Every runner answers its node's pings, and the leader gets the answers. Returns whether the cluster should hear of it. */
+/* Every runner answers its node's pings, and the leader gets the answers. Returns whether the
+ * cluster should hear of it. */
 bool figures_take(struct instance *i, uint32_t rank, const struct message_pong *p);
 /* , "work": {...}: sums since the ranks were loaded, as the leader knew them last. */
 void figures_put_head(struct buf *b, const struct head_work *h);
@@ -251,12 +252,13 @@ void peers_close(struct node *n);
 /* A placement that the cluster's state holds; NULL: it does not. */
 const struct placed_instance *paths_find_placed(const struct node *n, const struct node_id *id,
                                                 uint64_t epoch);
-/* A rank of it is about to start here: looks whether the ways to the other nodes are still there, and
- * makes `host` the one to listen on, where it must be another. placed may be NULL: not known yet. */
+/* A rank of it is about to start here: looks whether the ways to the other nodes are still there,
+ * and makes `host` the one to listen on, where it must be another. placed may be NULL: not known
+ * yet. */
 void paths_prepare(struct node *n, const struct placed_instance *placed, char host[64]);
-/* A frame for a runner of this node: in a CONNECT, puts in where this node finds the others. While that
- * is being measured for the first time it takes the frame, and hands it to ranks_send later; then
- * it returns true. */
+/* A frame for a runner of this node: in a CONNECT, puts in where this node finds the others. While
+ * that is being measured for the first time it takes the frame, and hands it to ranks_send later;
+ * then it returns true. */
 bool paths_direct(struct node *n, const struct rank_owner *owner, uint32_t rank, struct buf *frame);
 void paths_tick(struct node *n);
 void paths_drop_all(struct node *n);
