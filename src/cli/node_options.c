@@ -114,9 +114,11 @@ static int add_route(const char *text, struct node_config *c, struct error *err)
     char peer[256];
     if (c->n_routes == MESH_ROUTES_MAX)
         return error_set(err, E_LIMIT, "--route: at most %d are possible", MESH_ROUTES_MAX);
-    int n = snprintf(peer, sizeof(peer), "%.*s", (int)(equals != NULL ? equals - text : 0), text);
-    if (n <= 0 || (size_t)n >= sizeof(peer) || equals[1] == '\0')
+    size_t n = equals != NULL ? (size_t)(equals - text) : 0;
+    if (equals == NULL || n == 0 || n >= sizeof(peer) || equals[1] == '\0')
         return error_set(err, E_INVALID, "--route: '%s' is not PEER=ADDRESS", text);
+    memcpy(peer, text, n);
+    peer[n] = '\0';
     int rc = copy_text("--route", peer, r->peer, sizeof(r->peer), err);
     if (rc == 0)
         rc = resolve("--route", equals + 1, r->host, err);

@@ -29,6 +29,8 @@ static void sum_two(float *to, const float *a, const float *b, size_t from, size
 static void sum_floats(float *to, const float *const *parts, uint32_t n_parts, size_t from,
                        size_t end)
 {
+    if (n_parts == 0)
+        return;
     if (n_parts == 1) {
         if (to != parts[0])
             memcpy(to + from, parts[0] + from, (end - from) * sizeof(float));

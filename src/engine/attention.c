@@ -78,7 +78,7 @@ INLINE float exp_negative(float x)
 /* n cells go into the pass: k, v [TILE][head_dim] as floats, zeros behind the last one. */
 FOR_EACH_CPU static void take_tile(const struct pass *p, const float *k, const float *v, int n)
 {
-    float weight[TILE];
+    float weight[TILE] = {0};
     int dim = p->head_dim;
     for (int h = 0; h < p->n_heads; h++) {
         float *out = p->out + h * dim, max = p->max[h], sum = 0.0f;
@@ -135,7 +135,7 @@ static void attend(struct ggml_tensor *dst, int64_t row, int64_t kv_first, int64
         first_head * dim;
     float *out = (float *)(void *)((char *)dst->data + (size_t)row * dst->nb[1]) + first_head * dim;
     float max[HEADS_MAX], sum[HEADS_MAX], keys[TILE * HEAD_DIM_MAX], values[TILE * HEAD_DIM_MAX];
-    for (int64_t h = 0; h < n_heads; h++) {
+    for (int h = 0; h < HEADS_MAX; h++) {
         max[h] = LOWEST;
         sum[h] = 0.0f;
     }
