@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TICK_US = 50000, FIGURES_US = 1000000, STATE_BYTES_MAX = 1 << 20 };
+enum { TICK_US = 50000, FIGURES_US = 1000000, LEAVE_US_MAX = 10000000, STATE_BYTES_MAX = 1 << 20 };
 
 uint64_t node_now_ms(const struct sim_node *n)
 {
@@ -379,10 +379,12 @@ void node_resume(struct sim_node *n)
     n->is_tick_due = false;
 }
 
-/* Leaves in order: its instances are moved first, then its process ends. */
+/* Leaves in order: its instances are moved first, then its process ends; also when nobody takes
+ * them in time, as nodes do (NODE_DRAIN_MS). */
 void node_leave(struct sim_node *n)
 {
     n->is_stopping = true;
+    n->stopping_us = n->w->now_us;
     node_self_changed(n);
 }
 
@@ -397,7 +399,8 @@ static void tick(struct sim_node *n)
     node_settle(n);
     uint32_t sent, parked;
     router_count(n->router, &sent, &parked);
-    if (n->is_stopping && n->led == NULL && n->hosted == NULL && sent + parked == 0) {
+    bool is_empty = n->led == NULL && n->hosted == NULL && sent + parked == 0;
+    if (n->is_stopping && (is_empty || n->w->now_us - n->stopping_us >= LEAVE_US_MAX)) {
         world_trace(n->w, n, true, "has left");
         n->is_there = false;
         node_die(n, false);

@@ -165,6 +165,7 @@ struct sim_node {
     bool is_alive;  /* its process runs */
     bool is_paused; /* stopped, with all its runners */
     bool is_stopping;
+    uint64_t stopping_us; /* since when */
     uint32_t boot;
     struct event *deferred, **deferred_end;
     struct cluster *cluster;
