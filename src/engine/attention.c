@@ -58,7 +58,7 @@ INLINE void dot_four(const float *q, const float *k, int n, float *ret)
 /* e^x for x <= 0, to 2 units in the last place (polynomial of Cephes' expf). */
 INLINE float exp_negative(float x)
 {
-    x = x < -87.0f ? -87.0f : x;
+    x = x > -87.0f ? x : -87.0f; /* no number is taken as the least one */
     float n = (float)(int32_t)(x * 1.44269504f - 0.5f), r = x - n * 0.693359375f;
     r += n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;

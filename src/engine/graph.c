@@ -53,8 +53,11 @@ static void reduce_in_place(struct ggml_tensor *dst, const struct ggml_tensor *p
 static void reduce_receive_only(struct ggml_tensor *dst, int ith, int nth, void *arg)
 {
     (void)nth;
-    if (ith == 0)
-        run_reduce(dst, arg);
+    if (ith != 0)
+        return;
+    if (((const struct graph_reduce *)arg)->link->is_silent)
+        memset(dst->data, 0, ggml_nbytes(dst)); /* nobody sends anything */
+    run_reduce(dst, arg);
 }
 
 /* partial: [rows][n_embd], or NULL when this rank has an empty slice of the layer; of its rows the
