@@ -186,13 +186,15 @@ bool attention_can(enum ggml_type type, int64_t head_dim, int64_t n_heads)
 struct ggml_tensor *attention_build(struct ggml_context *ctx, struct ggml_tensor *q,
                                     struct ggml_tensor *k, struct ggml_tensor *v,
                                     struct ggml_tensor *cells, struct ggml_tensor *positions,
-                                    uint32_t n_rows, uint32_t n_rows_out,
+                                    struct attention_rows rows,
                                     const struct attention_settings *settings)
 {
     assert(q->nb[1] == (size_t)q->ne[0] * sizeof(float)); /* heads lie next to each other */
-    struct ggml_tensor *rows = ggml_view_1d(ctx, positions, n_rows, 0);
-    struct ggml_tensor *sources[] = {q, k, v, cells, rows};
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, q->ne[0] * q->ne[1], n_rows_out, 1, 1, sources,
+    struct ggml_tensor *sources[] = {
+        ggml_view_3d(ctx, q, q->ne[0], q->ne[1], rows.n, q->nb[1], q->nb[2], rows.first * q->nb[2]),
+        k, v, ggml_view_1d(ctx, cells, rows.n, rows.first * cells->nb[0]),
+        ggml_view_1d(ctx, positions, rows.n, rows.first * positions->nb[0])};
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, q->ne[0] * q->ne[1], rows.n_out, 1, 1, sources,
                           (int)(sizeof(sources) / sizeof(sources[0])), run, GGML_N_TASKS_MAX,
                           (void *)(uintptr_t)settings);
 }

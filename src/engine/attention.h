@@ -23,14 +23,19 @@ enum { ATTENTION_ROWS_MAX = 40 };
 /* Whether a cache of this type and head size can be read, for so many query heads. */
 bool attention_can(enum ggml_type type, int64_t head_dim, int64_t n_heads);
 
-/* Rows [0, n_rows) of q [..][query heads][head_dim] f32 against a layer's cache: k, v [cells][KV
- * heads * head_dim] f16. Row r is at positions[r] of its sequence, and its own cell is cells[r]
- * (the cells of a sequence follow each other). Returns [n_rows_out][query heads * head_dim]; rows
- * from n_rows on are zero. */
+struct attention_rows { /* of a step: [first, first + n) */
+    uint32_t first;
+    uint32_t n;
+    uint32_t n_out; /* n, or more for rows of zeros behind */
+};
+
+/* Those rows of q [..][query heads][head_dim] f32 against a layer's cache: k, v [cells][KV heads *
+ * head_dim] f16. Row r is at positions[r] of its sequence, and its own cell is cells[r] (the cells
+ * of a sequence follow each other). Returns [rows.n_out][query heads * head_dim]. */
 struct ggml_tensor *attention_build(struct ggml_context *ctx, struct ggml_tensor *q,
                                     struct ggml_tensor *k, struct ggml_tensor *v,
                                     struct ggml_tensor *cells, struct ggml_tensor *positions,
-                                    uint32_t n_rows, uint32_t n_rows_out,
+                                    struct attention_rows rows,
                                     const struct attention_settings *settings);
 
 #endif

@@ -134,16 +134,16 @@ static struct ggml_tensor *build_attention_part(struct build *x, struct ggml_ten
     return ggml_reshape_2d(x->ctx, out, head_dim * q->ne[1], part->n_tokens);
 }
 
-/* Attention of single rows, the first of the step. Without other parts it has a row for each of q,
- * so that it can stand for all of them. */
-static struct ggml_tensor *build_attention_rows(struct build *x, struct ggml_tensor *q,
-                                                uint32_t local_layer, bool has_window)
+/* Attention of the single rows [row, row + n). When the step has nothing else, there is a row for
+ * each of q, padding included, so that the result can stand for all of them. */
+static struct ggml_tensor *build_attention_rows(struct build *x, struct ggml_tensor *q, uint32_t n,
+                                                uint32_t row, uint32_t local_layer, bool has_window)
 {
     const struct kv_cache *kv = x->b->kv;
-    uint32_t n_rows = x->g->shape.part[0].n_tokens;
+    const struct attention_rows rows = {
+        .first = row, .n = n, .n_out = x->g->shape.n_parts == 1 ? (uint32_t)q->ne[2] : n};
     return attention_build(x->ctx, q, kv->k[local_layer], kv->v[local_layer], x->g->cells,
-                           x->g->positions, n_rows,
-                           x->g->shape.n_parts == 1 ? (uint32_t)q->ne[2] : n_rows,
+                           x->g->positions, rows,
                            has_window ? &x->b->attention_window : &x->b->attention);
 }
 
@@ -187,10 +187,10 @@ static struct ggml_tensor *build_attention(struct build *x, struct ggml_tensor *
     struct ggml_tensor *out = ggml_reshape_2d(x->ctx, q, q->ne[0] * q->ne[1], q->ne[2]);
     size_t row_bytes = out->nb[1];
     for (uint32_t i = 0, row = 0; i < x->g->shape.n_parts; row += x->g->shape.part[i++].n_tokens) {
+        const struct graph_part *p = &x->g->shape.part[i];
         struct ggml_tensor *part =
-            x->g->shape.part[i].n_kv == 0
-                ? build_attention_rows(x, q, local_layer, has_window)
-                : build_attention_part(x, q, i, row, local_layer, has_window);
+            p->n_kv == 0 ? build_attention_rows(x, q, p->n_tokens, row, local_layer, has_window)
+                         : build_attention_part(x, q, i, row, local_layer, has_window);
         out = part->ne[1] == q->ne[2]
                   ? part
                   : ggml_set_2d_inplace(x->ctx, out, part, row_bytes, row * row_bytes);

@@ -19,8 +19,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct graph_part { /* consecutive tokens of one slot; or, as the first part, single rows of any
-                       slots (engine/attention.h): then n_kv and slot are 0 */
+struct graph_part { /* consecutive tokens of one slot; or single rows of any slots, one after
+                       another (engine/attention.h): then slot and n_kv are 0 */
     uint32_t slot;
     uint32_t n_tokens;
     uint32_t

@@ -48,36 +48,34 @@ static uint32_t part_n_outputs(const struct step_part *part)
                                               : 0;
 }
 
-/* Parts at the front whose rows attend one by one. */
-static uint32_t count_row_parts(const struct engine *e, const struct step *step)
+/* Whether its rows attend one by one. It must not depend on the part's company: the numbers of a
+ * sequence would. */
+static bool attends_by_row(const struct engine *e, const struct step_part *part)
 {
-    uint32_t n = 0;
-    if (!e->attends_by_row)
-        return 0;
-    while (n < step->n_parts && step->part[n].n_tokens <= ATTENTION_ROWS_MAX)
-        n++;
-    return n;
+    return e->attends_by_row && part->n_tokens <= ATTENTION_ROWS_MAX;
 }
 
+/* Neighbouring parts of single rows are one part of the graph. */
 static void make_shape(const struct engine *e, const struct step *step,
                        struct graph_shape *ret_shape)
 {
+    struct graph_part *rows = NULL; /* the graph's last part, if it has single rows */
     *ret_shape = (struct graph_shape){.n_tokens = step->n_tokens};
-    uint32_t n_row_parts = count_row_parts(e, step), n_rows = 0;
     for (uint32_t i = 0; i < step->n_parts; i++) {
         const struct step_part *part = &step->part[i];
         uint32_t n_after = e->kv.slot[part->slot].n_tokens + part->n_tokens;
         ret_shape->n_outputs += part_n_outputs(part);
-        if (i < n_row_parts) {
-            n_rows += part->n_tokens;
-            ret_shape->n_parts = 1;
-            ret_shape->part[0] = (struct graph_part){.n_tokens = n_rows};
-        } else {
+        if (!attends_by_row(e, part)) {
+            rows = NULL;
             ret_shape->part[ret_shape->n_parts++] =
                 (struct graph_part){.slot = part->slot,
                                     .n_tokens = part->n_tokens,
                                     .n_kv = (n_after + KV_PAD - 1) / KV_PAD * KV_PAD};
+            continue;
         }
+        if (rows == NULL)
+            rows = &ret_shape->part[ret_shape->n_parts++];
+        rows->n_tokens += part->n_tokens;
     }
 }
 
@@ -148,7 +146,7 @@ static void fill_inputs(struct engine *e, const struct step *step)
     if (input_data(g->tokens) != NULL)
         memcpy(g->tokens->data, step->tokens, step->n_tokens * sizeof(int32_t));
 
-    uint32_t row = 0, output = 0, n_row_parts = count_row_parts(e, step);
+    uint32_t row = 0, row_end = 0, output = 0, in_graph = 0; /* row_end: of the graph's part */
     for (uint32_t i = 0; i < step->n_parts; i++) {
         const struct step_part *part = &step->part[i];
         uint32_t n_past = e->kv.slot[part->slot].n_tokens;
@@ -158,10 +156,11 @@ static void fill_inputs(struct engine *e, const struct step *step)
             if (cells != NULL)
                 cells[row + t] = (int64_t)part->slot * e->kv.shape.n_ctx + n_past + t;
         }
-        if (i >= n_row_parts) {
-            uint32_t in_graph = i - n_row_parts + (n_row_parts > 0);
-            fill_mask(g->mask[in_graph], n_past, 0);
-            fill_mask(g->mask_window[in_graph], n_past, e->model->config.window);
+        if (row == row_end)
+            row_end += g->shape.part[in_graph++].n_tokens;
+        if (!attends_by_row(e, part)) {
+            fill_mask(g->mask[in_graph - 1], n_past, 0);
+            fill_mask(g->mask_window[in_graph - 1], n_past, e->model->config.window);
         }
         row += part->n_tokens;
         for (uint32_t n = part_n_outputs(part); n > 0 && output_rows != NULL; n--)
