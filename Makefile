@@ -1,17 +1,20 @@
 # The front door. Each target is a short script in scripts/; everything that is made lies below build/.
 .DEFAULT_GOAL := help
-.PHONY: help run build test unit lint format fuzz vectors clients net sim bench clean distclean
+.PHONY: help run build test test-vulkan unit lint format fuzz vectors clients net sim bench clean distclean
 MAKEFLAGS += --no-print-directory
 
 help: ## list the targets
 	@printf 'shoal: make TARGET\n\n'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r t d; do printf '%-11s %s\n' "$$t" "$$d"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r t d; do printf '%-14s %s\n' "$$t" "$$d"; done
 
 run: ## install, build, fetch a small model, start two nodes here, ask (ONCE=1: then stop)
 	@ONCE="$(ONCE)" scripts/run.sh
 
 test: ## install what tests need and run all tests
 	@scripts/test.sh
+
+test-vulkan: ## the tests of GPUs, on a driver that needs none; builds ggml with Vulkan first (minutes)
+	@scripts/test.sh vulkan
 
 build: ## install what is missing and build build/dev
 	@scripts/install.sh build test
@@ -46,7 +49,7 @@ bench: ## measure speed (MODEL=file, ARGS=... for `shoal bench`)
 	@MODEL="$(MODEL)" scripts/bench.sh $(ARGS)
 
 clean: ## remove what was compiled; keep downloads and dependencies
-	@rm -rf build/dev build/release build/asan build/tsan build/fuzz build/cov build/rust build/results build/logs build/run
+	@rm -rf build/dev build/vulkan build/release build/asan build/tsan build/fuzz build/cov build/rust build/results build/logs build/run
 
 distclean: ## remove build/ with everything in it
 	@rm -rf build

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Two real nodes over an emulated network against one node: network namespaces, a rate (tbf), a delay (the tests' relay). Needs root.
 
-    build/venv/bin/python bench/network.py MODEL.gguf [--mbit 1000] [--rtt-ms 0.2] [-p 256] [-n 64] [--rounds 3] [--build DIR]
+    build/venv/bin/python bench/network.py MODEL.gguf [--mbit 1000] [--rtt-ms 0.2] [-p 256] [-n 64] [--rounds 3] [--repeat] [--build DIR]
 
 Each node has one thread on a core of its own. Per round every arrangement is started, asked once for warmth, then measured once: time to the first token
 of a prompt that no cache knows, then tokens a second. The relay copies every frame in user space and shares the two cores with the nodes, so a delay costs
-more here than on a wire; without --rtt-ms there is no relay.
+more here than on a wire; without --rtt-ms there is no relay. --repeat asks with text that repeats a phrase, and adds an arrangement that guesses ahead.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Cluster:
             node.start(*(["--peer", f"{self.nodes[1].host.address}:8421"] if node is self.nodes[0] and len(names) > 1 else []))
             subprocess.run(["taskset", "-apc", str(node.core), str(node.pid())], capture_output=True)
         end = time.monotonic() + 60
-        while len(self.nodes[0].peers_up()) != len(names) - 1 and time.monotonic() < end:
+        while (self.nodes[0].state() is None or len(self.nodes[0].peers_up()) != len(names) - 1) and time.monotonic() < end:
             time.sleep(0.1)
         body = {"model": str(pathlib.Path(args.model).resolve()), "n_nodes_min": len(names), **options}
         self.nodes[0].order("load", **body)
@@ -51,10 +51,11 @@ class Cluster:
             core = names.index(rank["node"])
             subprocess.run(["taskset", "-apc", str(core), str(rank["pid"])], capture_output=True)
 
-    def ask(self, n_words, n_max, seed):
+    def ask(self, n_words, n_max, seed, repeats=False):
         """(prompt tokens, seconds to the first token, tokens after it a second)"""
         words = random.Random(seed)
-        text = " ".join(words.choice(WORDS) for _ in range(n_words))
+        phrase = [words.choice(WORDS) for _ in range(8 if repeats else n_words)]
+        text = " ".join(phrase[i % len(phrase)] for i in range(n_words))
         body = {"model": self.model, "messages": [{"role": "user", "content": text}], "max_tokens": n_max, "temperature": 0, "stream": True,
                 "stream_options": {"include_usage": True}}
         begin, times, usage = time.monotonic(), [], None
@@ -65,7 +66,7 @@ class Cluster:
                 event = json.loads(line[6:])
                 assert "error" not in event, event
                 usage = event.get("usage") or usage
-                if event["choices"]:
+                if event["choices"] and event["choices"][0]["delta"].get("content"):
                     times.append(time.monotonic())
         process.wait()
         n = usage["completion_tokens"]
@@ -88,6 +89,7 @@ def main():
     parser.add_argument("-p", type=int, default=256)
     parser.add_argument("-n", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeat", action="store_true")
     args = parser.parse_args()
     os.environ["SHOAL_BUILD"] = args.build
     import hosts
@@ -99,6 +101,8 @@ def main():
         "two, tensor, q8 wire": (["a", "b"], {"split": "tensor", "wire": "q8", "n_draft": 0}),
         "two, pipeline": (["a", "b"], {"split": "pipeline", "n_draft": 0}),
     }
+    if args.repeat:
+        chosen["two, tensor, f16 wire, guesses"] = (["a", "b"], {"split": "tensor", "wire": "f16", "n_draft": 8})
     results = {name: [] for name in chosen}
     with hosts.Network() as net:
         for name in "ab":
@@ -111,7 +115,7 @@ def main():
                 cluster = Cluster(net, args, names, options)
                 try:
                     cluster.ask(16, 8, 1000 + index)
-                    n_prompt, first_s, decode = cluster.ask(args.p, args.n, index)
+                    n_prompt, first_s, decode = cluster.ask(args.p, args.n, index, args.repeat)
                     results[name].append((n_prompt / first_s, decode))
                 finally:
                     cluster.close()
@@ -120,7 +124,7 @@ def main():
     for name, values in results.items():
         ratios = [statistics.median(v[i] / b[i] for v, b in zip(values, results["one node"])) for i in (0, 1)]
         medians = [statistics.median(v[i] for v in values) for i in (0, 1)]
-        print(f"{name:24} prefill {medians[0]:7.1f} tok/s ({ratios[0]:.2f})  decode {medians[1]:6.2f} tok/s ({ratios[1]:.2f})")
+        print(f"{name:30} prefill {medians[0]:7.1f} tok/s ({ratios[0]:.2f})  decode {medians[1]:6.2f} tok/s ({ratios[1]:.2f})")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,16 @@ if(SHOAL_UCX)
     endif()
 endif()
 
-# ggml: a system package, or the private copy that scripts/ggml.sh builds.
-file(GLOB SHOAL_GGML_PREFIX ${PROJECT_SOURCE_DIR}/build/deps/ggml/lib/python3*/site-packages/libggml)
+# ggml: a system package, or the private copy that scripts/ggml.sh builds, of which there is one for each kind of GPU.
+set(SHOAL_GPU "" CACHE STRING "GPUs that ggml computes on: vulkan, cuda or hip, as scripts/ggml.sh has built it; empty: none")
+set(ggml_folder ggml)
+if(SHOAL_GPU)
+    set(ggml_folder ggml-${SHOAL_GPU})
+endif()
+file(GLOB SHOAL_GGML_PREFIX ${PROJECT_SOURCE_DIR}/build/deps/${ggml_folder}/lib/python3*/site-packages/libggml)
+if(SHOAL_GPU AND NOT SHOAL_GGML_PREFIX AND NOT ggml_DIR)
+    message(FATAL_ERROR "There is no build/deps/${ggml_folder}: run SHOAL_GPU=${SHOAL_GPU} scripts/ggml.sh")
+endif()
 list(APPEND CMAKE_PREFIX_PATH ${SHOAL_GGML_PREFIX})
 find_package(ggml REQUIRED)
 # The package asks for a run path that suits Python wheels, and whose $ORIGIN does not survive the way to the linker. CMake adds the right one.

@@ -18,9 +18,16 @@ function(shoal_executable target)
     set_target_properties(${target} PROPERTIES BUILD_RPATH_USE_ORIGIN ON)
 endfunction()
 
-# shoal_unit_tests(folder): one cmocka program for each tests/unit/<folder>/test_*.c, linked with that folder's library.
+# Unit tests that take seconds. CTest starts them first, so that none of them is left alone at the end.
+set(SHOAL_LONG_TESTS
+    test_chat_template test_transports test_tcp_handshake test_tcp_path test_placement_speed test_cluster_swarm test_strangers test_join
+    test_mesh test_local_set test_http_server test_scheduler_random)
+
+# shoal_unit_tests(folder): one cmocka program for each tests/unit/<folder>/test_*.c, linked with that folder's library; the target
+# unit_tests_<folder> builds them all.
 function(shoal_unit_tests folder)
     file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/unit/${folder}/test_*.c)
+    add_custom_target(unit_tests_${folder})
     foreach(source ${sources})
         get_filename_component(name ${source} NAME_WE)
         string(REPLACE "test_" "test_${folder}_" target ${name})
@@ -28,8 +35,12 @@ function(shoal_unit_tests folder)
         target_link_libraries(${target} PRIVATE shoal_${folder} shoal_options PkgConfig::CMOCKA)
         target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests/unit)
         shoal_executable(${target})
+        add_dependencies(unit_tests_${folder} ${target})
         add_test(NAME unit.${folder}.${name} COMMAND ${target})
         set_tests_properties(unit.${folder}.${name} PROPERTIES LABELS unit TIMEOUT 300 SKIP_RETURN_CODE 77)
+        if(name IN_LIST SHOAL_LONG_TESTS)
+            set_tests_properties(unit.${folder}.${name} PROPERTIES COST 10)
+        endif()
     endforeach()
 endfunction()
 

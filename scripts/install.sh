@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# install.sh build [test]: installs the system packages that are missing, and says which and why. It changes nothing when all are there.
+# install.sh build [test] [vulkan]: installs the system packages that are missing, and says which and why. It changes nothing when all are there.
 . "$(dirname "$0")/env.sh"
 
 # package, then why it is needed; the second column of the docs is docs/dependencies.md.
@@ -32,6 +32,12 @@ libucx-dev|ranks over UCX
 iproute2|hosts of the network tests
 nftables|faults of the network tests
 '
+vulkan_packages='
+libvulkan-dev|GPUs over Vulkan
+glslc|compiles the shaders of ggml
+spirv-headers|compiles the shaders of ggml
+mesa-vulkan-drivers|Vulkan drivers, also one that needs no GPU
+'
 # Debian 12 has a current Rust under these names; its plain "cargo" is older than what our crates need.
 rust_packages='
 cargo-web|builds the chat template library
@@ -49,7 +55,8 @@ for group in "$@"; do
     case $group in
     build) wanted+=$build_packages && { have_rust || wanted+=$rust_packages; } ;;
     test) wanted+=$test_packages ;;
-    *) die "install.sh: unknown group '$group'; use build or test" ;;
+    vulkan) wanted+=$vulkan_packages ;;
+    *) die "install.sh: unknown group '$group'; use build, test or vulkan" ;;
     esac
 done
 
@@ -66,6 +73,10 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     if [[ " $* " == *" test "* ]]; then
         command -v clang >/dev/null || missing+=(clang)
         pkg-config --exists cmocka 2>/dev/null || missing+=("cmocka (development files)")
+    fi
+    if [[ " $* " == *" vulkan "* ]]; then
+        command -v glslc >/dev/null || missing+=(glslc)
+        pkg-config --exists vulkan 2>/dev/null || missing+=("Vulkan and SPIR-V (development files)")
     fi
     if [ ${#missing[@]} -gt 0 ]; then
         say "This system has no apt. Please install with your package manager:"

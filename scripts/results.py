@@ -1,7 +1,7 @@
 """Adds up the JUnit files of all suites: prints a table, failures with their output, the reasons of skips, and as the last line
 `N passed, N failed, N skipped`.
 
-usage: results.py FOLDER        (one FILE.xml a suite, in the order of their times)
+usage: results.py FOLDER        (one FILE.xml a suite, in the order of their times; FILE.seconds and FILE.build_seconds say how long)
 """
 
 import re
@@ -55,6 +55,11 @@ def read_case(suite: str, case: ET.Element) -> Case:
     return Case(suite, title, "passed", "")
 
 
+def seconds(path: Path, suffix: str) -> str:
+    file = path.with_suffix(suffix)
+    return file.read_text().strip() if file.exists() else "-"
+
+
 def main() -> int:
     cases: list[Case] = []
     rows = []
@@ -64,10 +69,8 @@ def main() -> int:
             read = [read_case(suite, case) for case in ET.parse(path).iter("testcase")]
         except ET.ParseError as error:
             read = [Case(suite, "results", "failed", f"{path}: {error}")]
-        seconds_file = path.with_suffix(".seconds")
-        seconds = seconds_file.read_text().strip() if seconds_file.exists() else "-"
         count = Counter(case.outcome for case in read)
-        rows.append((suite, count["passed"], count["failed"], count["skipped"], seconds))
+        rows.append((suite, count["passed"], count["failed"], count["skipped"], seconds(path, ".seconds"), seconds(path, ".build_seconds")))
         cases += read
 
     for case in cases:
@@ -79,9 +82,9 @@ def main() -> int:
         print("\nskipped:")
         for text, times in sorted(skips.items()):
             print(f"    {times} x {text}")
-    print(f"\n{'suite':<12}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}")
-    for suite, passed, failed, skipped, seconds in rows:
-        print(f"{suite:<12}{passed:>8}{failed:>8}{skipped:>9}{seconds:>9}")
+    print(f"\n{'suite':<12}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}{'building':>10}")
+    for suite, passed, failed, skipped, whole, building in rows:
+        print(f"{suite:<12}{passed:>8}{failed:>8}{skipped:>9}{whole:>9}{building:>10}")
     total = Counter(case.outcome for case in cases)
     print(f"\n{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped", flush=True)
     return 1 if total["failed"] or not total["passed"] else 0

@@ -2,6 +2,7 @@
 # test.sh [SUITE...]: installs what tests need, runs the suites (all of them without arguments) and adds up their results. Suites:
 #   unit              CTest in build/dev: unit tests and fuzz corpora
 #   asan, tsan        the same under sanitizers
+#   vulkan            what computes on GPUs, with Mesa's software driver, in build/vulkan; only when it is named
 #   lint              the checks of scripts/lint.py
 #   any other name    the pytest suite in tests/NAME
 # A step that fails is counted as a failed test, and the suites that do not depend on it still run.
@@ -12,7 +13,7 @@ rm -rf "$results" && mkdir -p "$results"
 # Folders of tests/unit that have threads or share memory; the others would only cost time under the thread sanitizer. mesh/ is left out:
 # its one piece of work for the thread pool is to write a file, and libuv closes descriptors by system calls that the sanitizer does not
 # see, so that it takes the file that gets a socket's old number for a race.
-tsan_folders='base|comm|engine|runner|api|node'
+tsan_folders='base comm engine runner api node'
 
 export SHOAL_TEST_MODELS=$BUILD/models
 # Leaks and reports must fail a test; the suppression files say what is not ours.
@@ -64,6 +65,14 @@ build_failed() {
     fail setup "build.$1" "build-$1"
 }
 
+# build SUITE PRESET TARGET...: notes how long it took.
+build() {
+    local suite=$1 start=$SECONDS
+    shift
+    LOG_TAIL=0 scripts/build.sh "$@" || build_failed "$1"
+    echo $((SECONDS - start)) >"$results/$suite.build_seconds"
+}
+
 # timed SUITE COMMAND...: runs it, notes how long it took; its exit code does not count, its results do.
 timed() {
     local suite=$1 start=$SECONDS
@@ -78,27 +87,44 @@ if setarch "$(uname -m)" -R true 2>/dev/null; then
     plain_addresses=(setarch "$(uname -m)" -R)
 fi
 
-# run_ctest SUITE PRESET CTEST-ARGUMENTS...
+# run_ctest SUITE PRESET TARGETS CTEST-ARGUMENTS...: builds the targets ('': all) and runs the tests.
 run_ctest() {
-    local suite=$1 preset=$2 launcher=()
-    shift 2
+    local suite=$1 preset=$2 targets=$3 launcher=()
+    shift 3
     say "$suite: CTest in build/$preset"
-    LOG_TAIL=0 scripts/build.sh "$preset" || build_failed "$preset"
+    build "$suite" "$preset" $targets # words
     [ -f "build/$preset/CTestTestfile.cmake" ] || return 0
     [ "$preset" != tsan ] || launcher=("${plain_addresses[@]}")
-    LOG_TAIL=0 SHOAL_BUILD=$BUILD/$preset run_logged "$suite" "running tests" "${launcher[@]}" ctest --test-dir "build/$preset" -j "$JOBS" \
-        --no-tests=ignore --output-junit "$results/$suite.xml" "$@" || note "some tests failed; details at the end"
+    # Three tests for two processors: some of the long ones only wait.
+    LOG_TAIL=0 SHOAL_BUILD=$BUILD/$preset run_logged "$suite" "running tests" "${launcher[@]}" ctest --test-dir "build/$preset" \
+        -j "$((JOBS + (JOBS + 1) / 2))" --no-tests=ignore --output-junit "$results/$suite.xml" "$@" || note "some tests failed; details at the end"
 }
 
+# run_pytest SUITE [BUILD-FOLDER]
 run_pytest() {
-    local suite=$1 rc=0 workers=()
-    # Tests with real nodes measure pauses and use all cores themselves: one at a time.
-    [ "$suite" = net ] || workers=(-n "$JOBS")
+    local suite=$1 build=${2:-$BUILD/dev} rc=0 workers=(-n "$JOBS")
+    # Tests with real nodes use several cores each, and mostly wait. Neighbours in a file share clusters; tests/net/conftest.py keeps those
+    # alone that measure times.
+    [ "$suite" != net ] || workers=(-n "$((JOBS > 4 ? JOBS / 2 : JOBS > 1 ? 2 : 1))" --dist worksteal)
     say "$suite: pytest in tests/$suite"
-    LOG_TAIL=0 SHOAL_BUILD=$BUILD/dev run_logged "$suite" "running tests" "$BUILD/venv/bin/python" -m pytest -p no:cacheprovider "${workers[@]}" -rA -q --durations=10 \
+    LOG_TAIL=0 SHOAL_BUILD=$build run_logged "$suite" "running tests" "$BUILD/venv/bin/python" -m pytest -p no:cacheprovider "${workers[@]}" -rA -q --durations=10 \
         -o junit_family=xunit2 --junitxml "$results/$suite.xml" "tests/$suite" || rc=$?
     [ $rc -eq 0 ] || note "some tests failed; details at the end"
     [ -f "$results/$suite.xml" ] || fail "$suite" "$suite.start" "$suite"
+}
+
+# The driver that needs no GPU, and only that: results must not depend on what is in this computer. ggml takes it only when told to.
+run_vulkan() {
+    local driver
+    driver=$(compgen -G '/usr/share/vulkan/icd.d/lvp_icd*.json' | head -n 1)
+    if [ -z "$driver" ]; then
+        echo "there is no software driver in /usr/share/vulkan/icd.d" >"$LOGS/vulkan-driver.log"
+        fail vulkan vulkan.driver vulkan-driver
+        return 0
+    fi
+    export VK_ICD_FILENAMES=$driver VK_DRIVER_FILES=$driver GGML_VK_VISIBLE_DEVICES=0 SHOAL_TEST_GPU=Vulkan0
+    run_ctest vulkan vulkan 'unit_tests_engine unit_tests_runner shoal engine_tool' -R '^unit\.(engine|runner)\.'
+    run_pytest gpu "$BUILD/vulkan"
 }
 
 run_lint() {
@@ -110,7 +136,10 @@ run_lint() {
 }
 
 prepare() {
-    step packages scripts/install.sh build test || return 1
+    local vulkan=''
+    ! wants vulkan || vulkan=vulkan
+    step packages scripts/install.sh build test $vulkan || return 1
+    [ -z "$vulkan" ] || step ggml-vulkan env SHOAL_GPU=vulkan scripts/ggml.sh || return 1
     step libraries scripts/libraries.sh || return 1
     step models scripts/models.sh test || true
     step venv make_venv "$BUILD/venv" "installing the Python packages of the tests" scripts/requirements/test.txt \
@@ -119,11 +148,11 @@ prepare() {
 }
 
 if prepare; then
-    ! wants unit || timed unit run_ctest unit dev
+    ! wants unit || timed unit run_ctest unit dev ''
     needs_dev=''
     for suite in "${suites[@]}"; do
         case $suite in
-        unit | asan | tsan) ;;
+        unit | asan | tsan | vulkan) ;;
         lint) [ -f build/dev/compile_commands.json ] || needs_dev=1 ;;
         *) wants unit || needs_dev=1 ;;
         esac
@@ -132,9 +161,10 @@ if prepare; then
     for suite in "${suites[@]}"; do
         case $suite in
         unit) ;;
-        asan) timed asan run_ctest asan asan -L 'unit|fuzz' ;;
-        tsan) timed tsan run_ctest tsan tsan -R "^unit\.($tsan_folders)\." ;;
+        asan) timed asan run_ctest asan asan '' -L 'unit|fuzz' ;;
+        tsan) timed tsan run_ctest tsan tsan "$(printf 'unit_tests_%s ' $tsan_folders)" -R "^unit\.(${tsan_folders// /|})\." ;;
         lint) timed lint run_lint ;;
+        vulkan) timed vulkan run_vulkan ;;
         *) timed "$suite" run_pytest "$suite" ;;
         esac
     done

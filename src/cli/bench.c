@@ -127,8 +127,10 @@ static int run(struct bench *b, uint32_t *ret_n_slower, struct error *err)
     int rc = cli_find_model(b->model_name, b->model_path, sizeof(b->model_path), err);
     if (rc == 0)
         rc = model_open(b->model_path, &model, err);
-    if (rc == 0)
+    if (rc == 0) {
         b->n_vocab = model->config.n_vocab;
+        rank_options_fit(&b->set, model);
+    }
     model_close(model);
     b->set.model_path = b->model_path;
     if (rc == 0)

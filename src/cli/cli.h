@@ -5,6 +5,7 @@
 #ifndef SHOAL_CLI_CLI_H
 #define SHOAL_CLI_CLI_H
 
+#include "base/element.h"
 #include "base/error.h"
 
 #include <stdbool.h>
@@ -20,6 +21,7 @@ int cli_status(int argc, char **argv);
 int cli_chat(int argc, char **argv);
 int cli_order(int argc, char **argv); /* plan, load, ... revoke: see orders.c */
 int cli_measure(int argc, char **argv);
+int cli_devices(int argc, char **argv);
 int cli_profile(int argc, char **argv);
 
 /* ---- what verbs share (common.c) ---- */
@@ -35,6 +37,8 @@ int cli_parse_u32(const char *option, const char *text, uint32_t min, uint32_t m
 int cli_parse_u64(const char *option, const char *text, uint64_t *ret, struct error *err);
 int cli_parse_float(const char *option, const char *text, float min, float max, float *ret,
                     struct error *err);
+int cli_parse_wire(const char *option, const char *text, enum comm_wire *ret, struct error *err);
+int cli_parse_kv(const char *option, const char *text, enum kv_type *ret, struct error *err);
 /* A model as people name it: the path of a file, or a name in the folder of models
  * ($XDG_DATA_HOME/shoal/models/NAME.gguf). Errors: E_NOTFOUND (says where it looked), E_LIMIT. */
 int cli_find_model(const char *name, char *ret_path, size_t size, struct error *err);

@@ -53,6 +53,19 @@ int cli_parse_float(const char *option, const char *text, float min, float max, 
     return 0;
 }
 
+int cli_parse_wire(const char *option, const char *text, enum comm_wire *ret, struct error *err)
+{
+    return comm_wire_parse(text, ret)
+               ? 0
+               : error_set(err, E_INVALID, "%s %s: f32, f16 or q8", option, text);
+}
+
+int cli_parse_kv(const char *option, const char *text, enum kv_type *ret, struct error *err)
+{
+    return kv_type_parse(text, ret) ? 0
+                                    : error_set(err, E_INVALID, "%s %s: f16 or q8", option, text);
+}
+
 static int join_path(char *ret_path, size_t size, const char *folder, const char *below,
                      const char *name, struct error *err)
 {

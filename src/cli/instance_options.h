@@ -16,6 +16,7 @@ enum instance_option {
     INSTANCE_OPTION_WIRE,
     INSTANCE_OPTION_TRANSPORT,
     INSTANCE_OPTION_DRAFT,
+    INSTANCE_OPTION_DRAFT_MODEL,
     INSTANCE_OPTION_CHUNK,
     INSTANCE_OPTION_END,
 };
@@ -31,6 +32,7 @@ enum { N_INSTANCE_OPTIONS = INSTANCE_OPTION_END - INSTANCE_OPTION_FIRST };
     {"wire", required_argument, NULL, INSTANCE_OPTION_WIRE}, \
     {"transport", required_argument, NULL, INSTANCE_OPTION_TRANSPORT}, \
     {"draft", required_argument, NULL, INSTANCE_OPTION_DRAFT}, \
+    {"draft-model", required_argument, NULL, INSTANCE_OPTION_DRAFT_MODEL}, \
     {"chunk", required_argument, NULL, INSTANCE_OPTION_CHUNK}
 
 #define INSTANCE_OPTIONS_HELP \
@@ -42,6 +44,8 @@ enum { N_INSTANCE_OPTIONS = INSTANCE_OPTION_END - INSTANCE_OPTION_FIRST };
     "  --wire TYPE          how activations travel between nodes: f32 (default), f16, q8\n" \
     "  --transport KIND     over what they travel: tcp (default; shared memory on one computer), ucx\n" \
     "  --draft N            guess up to N tokens ahead from what the text repeats (8; 0: never)\n" \
+    "  --draft-model MODEL  a small one with the same vocabulary, which guesses where the text does\n" \
+    "                       not repeat\n" \
     "  --chunk N            tokens of prompts in a step in which others decode (128)\n"
 /* clang-format on */
 

@@ -22,8 +22,8 @@ static void print_help(void)
         "  --placement RULE memory (default): a pipeline over all nodes; speed: what is predicted "
         "to\n"
         "                   be fastest\n"
-        "  --threads N      compute threads of each node (default: cores / "
-        "N)\n" INSTANCE_OPTIONS_HELP
+        "  --threads N      compute threads of each node (default: cores / N)\n"
+        "  --device A,B     what computes on each node: see `shoal serve --help`\n" INSTANCE_OPTIONS_HELP
         "  --data-dir DIR   keeps the nodes' folders there (default: temporary)\n"
         "  --json           once it serves, prints one JSON object that tells nodes and runners\n");
 }
@@ -33,6 +33,7 @@ enum option_key {
     OPTION_SPLIT,
     OPTION_PLACEMENT,
     OPTION_THREADS,
+    OPTION_DEVICE,
     OPTION_DATA_DIR,
     OPTION_JSON,
     OPTION_HELP,
@@ -43,6 +44,7 @@ static const struct option options[] = {
     {"split", required_argument, NULL, OPTION_SPLIT},
     {"placement", required_argument, NULL, OPTION_PLACEMENT},
     {"threads", required_argument, NULL, OPTION_THREADS},
+    {"device", required_argument, NULL, OPTION_DEVICE},
     INSTANCE_OPTIONS,
     {"data-dir", required_argument, NULL, OPTION_DATA_DIR},
     {"json", no_argument, NULL, OPTION_JSON},
@@ -63,6 +65,9 @@ static int take_option(int key, const char *value, struct local_config *c, struc
         return 0;
     case OPTION_THREADS:
         return cli_parse_u32("--threads", value, 1, 1024, &c->n_threads, err);
+    case OPTION_DEVICE:
+        c->devices = value;
+        return 0;
     case OPTION_DATA_DIR:
         c->data_dir = value;
         return 0;

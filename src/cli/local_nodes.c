@@ -5,6 +5,7 @@
 #include "base/json.h"
 #include "base/rng.h"
 #include "cli/http_client.h"
+#include "engine/devices.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -173,7 +174,7 @@ static int read_addresses(struct local_set_of_nodes *set, struct local_node *n,
 struct arguments { /* of one node; texts live here */
     char *list[ARGS_MAX + 1];
     uint32_t n;
-    char program[PATH_MAX], data_dir[PATH_MAX + 32], n_threads[16];
+    char program[PATH_MAX], data_dir[PATH_MAX + 32], n_threads[16], device[ENGINE_DEVICE_BYTES];
 };
 
 static void add(struct arguments *a, const char *option, const char *value)
@@ -207,6 +208,9 @@ static int start_node(struct local_set_of_nodes *set, uint32_t index, const sigs
     add(a, "--no-discovery", NULL); /* others on this computer are other clusters */
     add(a, "--no-measure", NULL);   /* N at a time would measure each other */
     add(a, "--threads", a->n_threads);
+    int rc = c->devices != NULL ? engine_device_nth(c->devices, index, a->device, err) : 0;
+    if (a->device[0] != '\0')
+        add(a, "--device", a->device);
     for (int i = 0; i < N_INSTANCE_OPTIONS; i++)
         if (c->option[i] != NULL)
             add(a, instance_option_word((enum instance_option)(INSTANCE_OPTION_FIRST + i)),
@@ -220,8 +224,9 @@ static int start_node(struct local_set_of_nodes *set, uint32_t index, const sigs
         for (uint32_t i = 1; i < set->n_nodes; i++)
             add(a, "--peer", set->node[i].mesh);
     }
-    int rc = len > 0 ? spawn(n, a->list, err)
-                     : error_set(err, -errno, "cannot find this program's own file");
+    if (rc == 0)
+        rc = len > 0 ? spawn(n, a->list, err)
+                     : error_set(err, E_INTERNAL, "cannot find this program's own file");
     free(a);
     return rc == 0 ? read_addresses(set, n, signals, err) : rc;
 }

@@ -19,6 +19,7 @@ struct local_config {
     char model[4096];                       /* absolute or relative path; "": none */
     const char *split;                      /* NULL: by the rule */
     const char *placement;                  /* NULL: memory, so that all nodes take part */
+    const char *devices;                    /* between commas, one for each node; NULL: unsaid */
     const char *data_dir;                   /* NULL: temporary */
     bool json, wants_help;
 };

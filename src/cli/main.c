@@ -30,6 +30,7 @@ static const struct verb {
     {"approve", cli_order, "let such a machine join"},
     {"deny", cli_order, "refuse such a machine"},
     {"revoke", cli_order, "throw a node out of the cluster"},
+    {"devices", cli_devices, "list what can compute here: processors and GPUs"},
     {"measure", cli_measure, NULL},
     {"runner", cli_runner, NULL},
 };

@@ -1,6 +1,7 @@
 #include "cli/node_options.h"
 
 #include "cli/cli.h"
+#include "cli/device_probe.h"
 #include "cli/instance_options.h"
 #include "comm/comm.h"
 #include "device/device.h"
@@ -143,6 +144,7 @@ enum option_key {
     OPTION_MEMORY,
     OPTION_NO_MEASURE,
     OPTION_THREADS,
+    OPTION_DEVICE,
     OPTION_HELP,
 };
 
@@ -163,6 +165,7 @@ static const struct option options[] = {
     {"memory", required_argument, NULL, OPTION_MEMORY},
     {"no-measure", no_argument, NULL, OPTION_NO_MEASURE},
     {"threads", required_argument, NULL, OPTION_THREADS},
+    {"device", required_argument, NULL, OPTION_DEVICE},
     INSTANCE_OPTIONS,
     {"help", no_argument, NULL, OPTION_HELP},
     {NULL, 0, NULL, 0},
@@ -220,11 +223,33 @@ static int take_option(int key, const char *value, struct node_config *c, struct
                        : copy_text("--split", value, c->split, sizeof(c->split), err);
     case OPTION_THREADS:
         return cli_parse_u32("--threads", value, 1, 1024, &c->n_threads, err);
+    case OPTION_DEVICE:
+        return copy_text("--device", value, c->device, sizeof(c->device), err);
     default:
         if (key >= INSTANCE_OPTION_FIRST)
             return instance_option_take(&c->options, (enum instance_option)key, value, err);
         return error_set(err, E_INVALID, "see `shoal serve --help`");
     }
+}
+
+/* Models may take what the device has, instead of this computer's memory. */
+static int fit_device(struct node_config *c, struct error *err)
+{
+    struct engine_device found;
+    if (c->device[0] == '\0')
+        return 0;
+    int rc = device_probe(c->device, &found, err);
+    if (rc != 0)
+        return error_wrap(err, rc, "--device");
+    if (found.is_cpu)
+        found.name[0] = '\0';
+    memcpy(c->device, found.name, sizeof(c->device));
+    if (found.is_cpu || found.memory_bytes_total == 0)
+        return 0;
+    c->device_bytes_total = found.memory_bytes_total;
+    if (c->memory_bytes_max == 0 || c->memory_bytes_max > found.memory_bytes_free)
+        c->memory_bytes_max = found.memory_bytes_free;
+    return 0;
 }
 
 /* A model's path must mean the same on all nodes, so it is made absolute; a name is looked up by
@@ -251,7 +276,7 @@ static int finish(struct node_config *c, struct error *err)
     ssize_t n = readlink("/proc/self/exe", c->program, sizeof(c->program) - 1);
     if (rc == 0 && n <= 0)
         rc = error_set(err, -errno, "cannot find this program's own file: %s", strerror(errno));
-    return rc;
+    return rc == 0 ? fit_device(c, err) : rc;
 }
 
 int node_options_parse(int argc, char **argv, struct node_config *ret_config, bool *ret_wants_help,

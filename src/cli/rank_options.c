@@ -1,8 +1,10 @@
 #include "cli/rank_options.h"
 
 #include "cli/cli.h"
+#include "device/device.h"
 
 #include <sched.h>
+#include <stdio.h>
 
 int rank_option_take(struct local_set_options *set, enum rank_option id, const char *value,
                      struct error *err)
@@ -22,19 +24,20 @@ int rank_option_take(struct local_set_options *set, enum rank_option id, const c
                                "mpirun started)",
                                value);
     case RANK_OPTION_WIRE:
-        return comm_wire_parse(value, &set->wire)
-                   ? 0
-                   : error_set(err, E_INVALID, "--wire %s: f32, f16 or q8", value);
+        return cli_parse_wire("--wire", value, &set->wire, err);
     case RANK_OPTION_KV:
-        return kv_type_parse(value, &set->engine.kv_type)
-                   ? 0
-                   : error_set(err, E_INVALID, "--kv %s: f16 or q8", value);
+        return cli_parse_kv("--kv", value, &set->engine.kv_type, err);
     case RANK_OPTION_DRAFT:
         return cli_parse_u32("--draft", value, 0, LIMIT_DRAFT_TOKENS, &set->n_draft, err);
+    case RANK_OPTION_DRAFT_MODEL:
+        return cli_find_model(value, set->draft_path, sizeof(set->draft_path), err);
     case RANK_OPTION_CHUNK:
         return cli_parse_u32("--chunk", value, 1, LIMIT_BATCH_TOKENS, &set->n_chunk, err);
     case RANK_OPTION_THREADS:
         return cli_parse_u32("--threads", value, 1, 1024, &set->engine.n_threads, err);
+    case RANK_OPTION_DEVICE:
+        set->devices = value;
+        return 0;
     case RANK_OPTION_PIN:
         set->pin = true;
         return 0;
@@ -85,6 +88,18 @@ int rank_options_finish(struct local_set_options *set, struct error *err)
     if (set->engine.n_threads == 0)
         set->engine.n_threads = n_threads != 0 ? n_threads : cli_default_threads(set->n_ranks);
     return 0;
+}
+
+void rank_options_fit(struct local_set_options *set, const struct model *model)
+{
+    uint64_t bytes = gguf_file_size(model->file), bytes_free = device_memory_bytes_free();
+    if (set->engine.no_repack || bytes <= bytes_free)
+        return;
+    fprintf(stderr,
+            "shoal: warning: the model has %.2f GiB, %.2f GiB of memory are free: its weights are "
+            "read from disk as they are needed, which is slow\n",
+            (double)bytes / (1 << 30), (double)bytes_free / (1 << 30));
+    set->engine.no_repack = true;
 }
 
 bool rank_options_follows(const struct local_set_options *set)

@@ -187,6 +187,7 @@ static int prepare(struct run *r, struct error *err)
         return rc;
     uint64_t start_ns = clock_now_ns();
     r->set.model_path = r->model_path;
+    rank_options_fit(&r->set, r->model);
     rc = local_set_start(&r->set, &r->ranks, err);
     r->load_ns = clock_now_ns() - start_ns;
     return rc;
@@ -301,15 +302,18 @@ static void print_rank(const struct run *r, uint32_t rank)
     const struct split_stage *stage = stage_of(local_set_split(r->ranks), rank);
     if (r->prints_json)
         fprintf(stderr,
-                "%s{\"rank\":%u,\"layer_first\":%u,\"n_layers\":%u,\"weight_bytes\":%llu,"
+                "%s{\"rank\":%u,\"device\":\"%s\",\"layer_first\":%u,\"n_layers\":%u,"
+                "\"weight_bytes\":%llu,\"weight_bytes_device\":%llu,"
                 "\"kv_bytes\":%llu,\"compute_bytes\":%llu}",
-                rank > 0 ? "," : "", rank, stage->layers.begin,
+                rank > 0 ? "," : "", rank, info->device, stage->layers.begin,
                 stage->layers.end - stage->layers.begin, (unsigned long long)info->weight_bytes,
-                (unsigned long long)info->kv_bytes, (unsigned long long)info->compute_bytes);
+                (unsigned long long)info->weight_bytes_device, (unsigned long long)info->kv_bytes,
+                (unsigned long long)info->compute_bytes);
     else
         fprintf(stderr,
-                "rank %u: layers %u-%u%s, weights %.1f MiB, KV cache %.1f MiB, graph %.1f MiB\n",
-                rank, stage->layers.begin, stage->layers.end - 1,
+                "rank %u on %s: layers %u-%u%s, weights %.1f MiB, KV cache %.1f MiB, graph %.1f "
+                "MiB\n",
+                rank, info->device, stage->layers.begin, stage->layers.end - 1,
                 stage->n_ranks > 1 ? " (a slice)" : "", to_mib(info->weight_bytes),
                 to_mib(info->kv_bytes), to_mib(info->compute_bytes));
 }

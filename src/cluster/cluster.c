@@ -196,6 +196,7 @@ int cluster_new(const struct cluster_options *o, uint64_t now_ms, struct cluster
     c->incarnation = o->incarnation != 0 ? o->incarnation : 1;
     c->seed = o->seed;
     c->is_alone_expected = o->is_alone_expected;
+    c->no_paging = o->no_paging;
     c->now_ms = c->start_ms = c->tick_ms = c->no_coordinator_ms = now_ms;
     c->state = calloc(1, sizeof(*c->state));
     c->incoming = calloc(1, sizeof(*c->incoming));

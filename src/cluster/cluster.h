@@ -161,7 +161,10 @@ struct cluster_event {
     struct node_id node;             /* LINK_*, MESSAGE: the other one */
     char name[64];                   /* LINK_UP */
     bool is_closed;                  /* LINK_DOWN */
-    struct link_figures link;        /* LINK_FIGURES */
+    struct link_figures link;        /* LINK_FIGURES: of the way that tensors would take now */
+    struct link_figures taken;       /* and of the one that runners here took to connect there
+                                        last; path 0: none did; rtt_us UINT32_MAX: that way leads
+                                        nowhere any more */
     const struct cluster_self *self; /* SELF */
     const void *data;                /* MESSAGE */
     size_t len;
@@ -216,6 +219,7 @@ struct cluster_options {
     const void *saved; /* what CLUSTER_SAVE said last, from cluster_save; NULL: nothing */
     size_t saved_len;
     bool is_alone_expected; /* no peers are known and none searched for: claim at once */
+    bool no_paging; /* a model that does not fit in memory waits for more of it, as coordinator */
 };
 
 /* Errors: E_NOMEM; E_PROTOCOL when saved is not a state (start without it, or refuse). */
@@ -247,8 +251,8 @@ struct member {
     uint64_t incarnation;
     struct cluster_self self;
     enum member_status status;
-    uint64_t heard_ms;        /* when */
-    struct link_figures link; /* between it and us */
+    uint64_t heard_ms;               /* when */
+    struct link_figures link, taken; /* from us to it, as in the event */
     bool is_drained;
 };
 

@@ -108,13 +108,15 @@ int node_figures_decode(struct cursor *c, struct node_figures *ret, struct error
 int link_figures_encode(struct buf *b, const struct link_figures *f)
 {
     buf_append_u32(b, f->rtt_us);
-    return buf_append_f32(b, f->mbit_s);
+    buf_append_f32(b, f->mbit_s);
+    return buf_append_u32(b, f->path);
 }
 
 int link_figures_decode(struct cursor *c, struct link_figures *ret, struct error *err)
 {
     struct link_figures f = {.rtt_us = cursor_u32(c)};
     int rc = wire_get_f32(c, &f.mbit_s, "mbit_s", err);
+    f.path = cursor_u32(c);
     if (rc == 0 && (rc = wire_check(c, "link figures", err)) == 0)
         *ret = f;
     return rc;

@@ -38,6 +38,7 @@ struct node_figures {
 struct link_figures {
     uint32_t rtt_us; /* of a small message, smallest of late */
     float mbit_s;    /* of bulk data, 10^6 bits per second */
+    uint32_t path;   /* which way this is, as the node that says so counts its ways to the other */
 };
 
 /* A model's size and shape, so that it can be placed by a node that does not have the file. */

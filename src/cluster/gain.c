@@ -15,9 +15,7 @@ static uint32_t count_nodes(const struct placement *b)
     return n;
 }
 
-/* The present placement in the words of the request. Returns false when a node is not in it. */
-static bool describe_present(const struct placed_instance *i, const struct place *p,
-                             struct placement *ret)
+bool gain_describe(const struct placed_instance *i, const struct place *p, struct placement *ret)
 {
     *ret = (struct placement){.split = i->split};
     for (uint32_t r = 0; r < i->split.n_ranks; r++) {
@@ -33,10 +31,18 @@ static bool describe_present(const struct placed_instance *i, const struct place
 }
 
 /* Large clusters take long to price, and need not be perfect. */
-static uint32_t gain_wait_ms(const struct cluster *c, const struct work *w)
+uint32_t gain_wait_ms(const struct cluster *c, const struct work *w)
 {
     uint32_t least_ms = CLUSTER_REBALANCE_MS * (1 + c->n_peers / 16);
     return w->gain_wait_ms > least_ms ? w->gain_wait_ms : least_ms;
+}
+
+/* Figures that waver must not move an instance to and fro. */
+void gain_note_move(struct cluster *c, struct work *w)
+{
+    w->moved_ms = c->now_ms;
+    if (w->gain_wait_ms < GAIN_WAIT_MS_MAX)
+        w->gain_wait_ms = 2 * gain_wait_ms(c, w);
 }
 
 static void consider_gain(struct cluster *c, struct desired_model *m, struct work *w,
@@ -46,8 +52,8 @@ static void consider_gain(struct cluster *c, struct desired_model *m, struct wor
     struct placement fresh, now;
     struct error err = {0};
     char why[160];
-    if (repair_solve(c, m, present, w, &p, &fresh, &err) == 0 &&
-        describe_present(present, &p, &now) && !repair_is_same(present, &p, &fresh)) {
+    if (repair_solve(c, m, present, w, &p, &fresh, &err) == 0 && gain_describe(present, &p, &now) &&
+        !repair_is_same(present, &p, &fresh)) {
         placement_price(&p.request, &now);
         bool is_known = fresh.decode_tok_s > 0 && now.decode_tok_s > 0;
         bool is_gain =
@@ -59,10 +65,7 @@ static void consider_gain(struct cluster *c, struct desired_model *m, struct wor
                      (double)now.decode_tok_s, (double)fresh.decode_tok_s, count_nodes(&now),
                      count_nodes(&fresh));
             repair_install(c, m, w, present, &p, &fresh, false, why);
-            w->moved_ms = c->now_ms;
-            /* Figures that waver must not move an instance to and fro. */
-            if (w->gain_wait_ms < GAIN_WAIT_MS_MAX)
-                w->gain_wait_ms = 2 * gain_wait_ms(c, w);
+            gain_note_move(c, w);
         }
     }
     w->gain_ms = c->now_ms;
@@ -78,6 +81,7 @@ void gain_rebalance(struct cluster *c)
         struct work *w = at >= 0 ? repair_find_work(c, p->model_id) : NULL;
         if (w == NULL)
             continue;
+        ways_improve(c, &c->state->model[at], w, p);
         uint64_t due_ms = w->gain_ms != 0 ? w->gain_ms + gain_wait_ms(c, w) : 0;
         if (w->serving_ms == 0)
             due_ms = c->now_ms + CLUSTER_SETTLE_MS; /* first let it come up */
@@ -93,6 +97,13 @@ void gain_reconsider(struct cluster *c)
 {
     if (c->is_coordinator && c->rebalance_ms == 0)
         c->rebalance_ms = c->now_ms + CLUSTER_SETTLE_MS;
+}
+
+void gain_on_way(struct cluster *c)
+{
+    uint64_t at_ms = c->now_ms + CLUSTER_SETTLE_MS;
+    if (c->is_coordinator && (c->rebalance_ms == 0 || c->rebalance_ms > at_ms))
+        c->rebalance_ms = at_ms;
 }
 
 void gain_on_join(struct cluster *c)

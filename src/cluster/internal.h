@@ -2,8 +2,9 @@
  * The cluster core's insides, shared by its files: cluster.c (life, step, actions), membership.c
  * (links, heartbeats), suspicion.c (who is silent, who is gone), election.c (claims, whom to
  * follow, merging), orders.c (people's orders), lead.c (instances that this node leads, reports),
- * place.c (requests to placement), repair.c (what the coordinator runs where), and gain.c
- * (moves that nothing forces). docs/internals/cluster.md explains it in words.
+ * place.c (requests to placement), repair.c (what the coordinator runs where), gain.c (moves that
+ * nothing forces), and ways.c (connections over ways that have become worse than others).
+ * docs/internals/cluster.md explains it in words.
  */
 #ifndef SHOAL_CLUSTER_INTERNAL_H
 #define SHOAL_CLUSTER_INTERNAL_H
@@ -130,7 +131,9 @@ struct work { /* of the coordinator, for one desired model */
     uint32_t gain_wait_ms; /* not again before: doubles with each such move, until a member comes */
     uint64_t move_try_ms;  /* no attempt to move before */
     uint64_t memory_ms;
-    uint64_t broken_ms; /* since when two of its nodes do not hear each other; 0: they do */
+    uint64_t broken_ms;  /* since when two of its nodes do not hear each other, or have lost the way
+                            that their ranks took; 0: neither */
+    uint64_t renewed_ms; /* last time that this was mended by connecting again */
     uint64_t problem_ms;
     uint32_t inputs; /* of the last failed attempt */
     struct unfit unfit[UNFIT_MAX];
@@ -142,8 +145,8 @@ struct cluster {
     struct cluster_self self;
     uint32_t self_number, links_number, heartbeat_number;
     bool is_links_dirty, is_self_dirty;
-    struct link_figures links_said[LIMIT_PEERS]; /* by slot */
-    bool is_alone_expected;
+    struct message_link links_said[LIMIT_PEERS]; /* by slot */
+    bool is_alone_expected, no_paging;
     uint64_t now_ms, start_ms, tick_ms, beat_ms;
     bool has_ticked;
 
@@ -232,7 +235,8 @@ void membership_revoke(struct cluster *c);
 void membership_free(struct cluster *c);
 bool peer_is_there(const struct peer *p); /* not gone */
 bool peer_is_up(const struct peer *p);    /* linked and not suspected */
-const struct link_figures *peer_find_link(const struct peer *p, const struct node_id *to);
+/* What it says of its link to another one; NULL: it does not hear that one. */
+const struct message_link *peer_find_link(const struct peer *p, const struct node_id *to);
 
 /* What placements depend on, and what others are told, has changed. */
 void membership_changed(struct cluster *c);
@@ -334,11 +338,33 @@ int repair_solve(struct cluster *c, const struct desired_model *m,
 
 /* ---- gain.c ---- */
 
+/* Moves that nothing forces, of one instance: not sooner after each other than this. */
+uint32_t gain_wait_ms(const struct cluster *c, const struct work *w);
+/* One has been made. */
+void gain_note_move(struct cluster *c, struct work *w);
+/* The present placement in the words of the request. Returns false when a node is not in it. */
+bool gain_describe(const struct placed_instance *i, const struct place *p, struct placement *ret);
 /* When it is time: moves instances that would be better off elsewhere. */
 void gain_rebalance(struct cluster *c);
 /* What instances could gain from has changed. */
 void gain_reconsider(struct cluster *c);
+/* Tensors would take another way now than they do: soon, whatever else has been looked at. */
+void gain_on_way(struct cluster *c);
 /* A member has come. */
 void gain_on_join(struct cluster *c);
+
+/* ---- ways.c ---- */
+
+/* Whether connections that were made over one way would be made over another one now. */
+bool ways_differ(const struct link_figures *now, const struct link_figures *taken);
+/* Whether two ranks are connected over a way that leads nowhere any more, and there is another. */
+bool ways_have_died(const struct cluster *c, const struct placed_instance *i, const struct work *w,
+                    char why[160]);
+/* Each places an instance again where it is, so that its ranks connect anew: in any case, or if
+ * that makes it so much faster that a move would be worth it. */
+void ways_renew(struct cluster *c, struct desired_model *m, struct work *w,
+                struct placed_instance *i, const char *why);
+void ways_improve(struct cluster *c, struct desired_model *m, struct work *w,
+                  struct placed_instance *i);
 
 #endif

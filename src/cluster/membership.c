@@ -135,7 +135,7 @@ static void put_links(struct cluster *c)
     for (uint32_t i = 0; i < c->n_peers; i++) {
         const struct peer *p = c->peer[i];
         if (peer_is_up(p))
-            links[n++] = (struct message_link){p->member.id, p->member.link};
+            links[n++] = (struct message_link){p->member.id, p->member.link, p->member.taken};
     }
     message_put_links(cluster_begin(c), c->incarnation, c->links_number, n, links);
 }
@@ -151,8 +151,10 @@ static void send_links(struct cluster *c)
 {
     c->is_links_dirty = false;
     c->links_number++;
-    for (uint32_t i = 0; i < c->n_peers; i++)
-        c->links_said[c->peer[i]->slot] = c->peer[i]->member.link;
+    for (uint32_t i = 0; i < c->n_peers; i++) {
+        const struct member *m = &c->peer[i]->member;
+        c->links_said[c->peer[i]->slot] = (struct message_link){m->id, m->link, m->taken};
+    }
     put_links(c);
     for (uint32_t i = 0; i < c->n_peers; i++) {
         if (c->peer[i]->is_linked && needs_links(c, c->peer[i]))
@@ -212,7 +214,7 @@ int membership_link_up(struct cluster *c, const struct cluster_event *e, struct 
     p->member.is_drained = cluster_is_drained(c, &e->node);
     p->member.heard_ms = c->now_ms;
     p->heartbeat_ms = 0;
-    p->member.link = (struct link_figures){0};
+    p->member.link = p->member.taken = (struct link_figures){0};
     if (p->member.status != MEMBER_UP)
         suspicion_clear(c, p, "linked");
     greet(c, p);
@@ -236,21 +238,37 @@ static bool differs(double a, double b, double share)
     return fabs(a - b) > share * (a > b ? a : b);
 }
 
+static struct link_figures clean_link(const struct link_figures *link)
+{
+    struct link_figures f = *link;
+    if (!isfinite(f.mbit_s) || f.mbit_s < 0)
+        f.mbit_s = 0;
+    return f;
+}
+
+static bool is_link_news(const struct link_figures *f, const struct link_figures *said)
+{
+    return f->path != said->path ||
+           (differs(f->rtt_us, said->rtt_us, 0.25) &&
+            fabs((double)f->rtt_us - said->rtt_us) > 50) ||
+           differs(f->mbit_s, said->mbit_s, 0.2);
+}
+
 void membership_link_figures(struct cluster *c, const struct cluster_event *e)
 {
     struct peer *p = peer_find(c, &e->node);
     if (p == NULL || !p->is_linked)
         return;
-    struct link_figures f = e->link;
-    if (!isfinite(f.mbit_s) || f.mbit_s < 0)
-        f.mbit_s = 0;
-    p->member.link = f;
-    const struct link_figures *said = &c->links_said[p->slot];
-    if ((differs(f.rtt_us, said->rtt_us, 0.25) && fabs((double)f.rtt_us - said->rtt_us) > 50) ||
-        differs(f.mbit_s, said->mbit_s, 0.2)) {
-        c->is_links_dirty = c->is_changed = true;
+    struct member *m = &p->member;
+    m->link = clean_link(&e->link);
+    m->taken = clean_link(&e->taken);
+    const struct message_link *said = &c->links_said[p->slot];
+    if (is_link_news(&m->link, &said->figures) || is_link_news(&m->taken, &said->taken)) {
+        c->is_links_dirty = c->is_changed = c->is_reconcile_due = true;
         c->inputs++;
         gain_reconsider(c);
+        if (ways_differ(&m->link, &m->taken))
+            gain_on_way(c);
     }
 }
 
@@ -421,17 +439,21 @@ int membership_on_links(struct cluster *c, struct peer *p, uint32_t number, uint
     c->inputs++;
     c->is_reconcile_due = true;
     gain_reconsider(c);
+    for (uint32_t i = 0; i < n; i++) {
+        if (ways_differ(&copy[i].figures, &copy[i].taken))
+            gain_on_way(c);
+    }
     return 0;
 }
 
-const struct link_figures *peer_find_link(const struct peer *p, const struct node_id *to)
+const struct message_link *peer_find_link(const struct peer *p, const struct node_id *to)
 {
     uint32_t low = 0, high = p->n_links;
     while (low < high) {
         uint32_t middle = (low + high) / 2;
         int order = node_id_compare(&p->links[middle].node, to);
         if (order == 0)
-            return &p->links[middle].figures;
+            return &p->links[middle];
         if (order < 0)
             low = middle + 1;
         else

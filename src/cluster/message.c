@@ -135,6 +135,7 @@ int message_put_links(struct buf *b, uint64_t incarnation, uint32_t number, uint
     for (uint32_t i = 0; i < n; i++) {
         wire_put_id(b, &links[i].node);
         link_figures_encode(b, &links[i].figures);
+        link_figures_encode(b, &links[i].taken);
     }
     return b->error;
 }
@@ -147,6 +148,8 @@ int message_get_links(struct cursor *c, uint32_t *ret_number, uint32_t *ret_n,
     for (uint32_t i = 0; rc == 0 && i < *ret_n; i++) {
         links[i].node = wire_get_id(c);
         rc = link_figures_decode(c, &links[i].figures, err);
+        if (rc == 0)
+            rc = link_figures_decode(c, &links[i].taken, err);
         if (rc == 0 && i > 0 && node_id_compare(&links[i - 1].node, &links[i].node) >= 0)
             rc = error_set(err, E_PROTOCOL, "links are out of order");
     }

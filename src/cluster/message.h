@@ -6,7 +6,7 @@
  *   HEARTBEAT     each 250 ms to each linked peer: what the sender follows, how lately the
  *                 coordinator was heard of, and numbers that show which of its words are the newest
  *   SELF          name and figures, when they change
- *   LINKS         whom the sender hears, and how well, when that changes
+ *   LINKS         whom the sender hears, how well, and over which way, when that changes
  *   REPORT        how an instance is; passed on by anybody who has a newer one
  *   STATE         the whole state of the cluster, when it changes or is wanted
  *   MERGE         to a coordinator: entries that its state lacks, until its state shows them
@@ -23,8 +23,8 @@
 #include "cluster/cluster.h"
 
 enum {
-    CLUSTER_MESSAGE_VERSION = 2,
-    CLUSTER_MESSAGE_BYTES_MAX = 1 << 20, /* the largest is a STATE, under 400 KB */
+    CLUSTER_MESSAGE_VERSION = 3,
+    CLUSTER_MESSAGE_BYTES_MAX = 1 << 20, /* the largest is a STATE, under 550 KB */
     CLUSTER_HOPS_MAX = 4,                /* of an order or a merge on its way to the coordinator */
 };
 
@@ -64,7 +64,7 @@ struct message_heartbeat {
 
 struct message_link {
     struct node_id node;
-    struct link_figures figures;
+    struct link_figures figures, taken; /* as in CLUSTER_EVENT_LINK_FIGURES */
 };
 
 struct message_ask {

@@ -126,8 +126,10 @@ static struct placement_node make_node(const struct cluster *c, const struct ent
 
 static const struct link_figures *half_link(const struct entry *from, const struct entry *to)
 {
-    if (from->peer != NULL)
-        return peer_find_link(from->peer, to->id);
+    if (from->peer != NULL) {
+        const struct message_link *l = peer_find_link(from->peer, to->id);
+        return l != NULL ? &l->figures : NULL;
+    }
     return peer_is_up(to->peer) ? &to->peer->member.link : NULL;
 }
 
@@ -143,6 +145,16 @@ static struct link_figures make_link(const struct entry *a, const struct entry *
     if (f.mbit_s == 0 || (y->mbit_s != 0 && y->mbit_s < f.mbit_s))
         f.mbit_s = y->mbit_s;
     return f;
+}
+
+/* A model that fits nowhere: other nodes may still come, so that is the answer only after a while.
+ * For people who ask (no work) it is one at once. */
+static bool may_page(const struct cluster *c, const struct placed_instance *present,
+                     const struct work *work)
+{
+    if (c->no_paging || present != NULL)
+        return false;
+    return work == NULL || (work->wanted_ms != 0 && c->now_ms - work->wanted_ms >= CLUSTER_WAIT_MS);
 }
 
 void place_done(struct place *p)
@@ -181,10 +193,12 @@ int place_init(struct place *p, const struct cluster *c, const struct desired_mo
                                             .n_kv_tokens = m->options.n_kv_tokens,
                                             .kv_type = m->options.kv_type,
                                             .wire = m->options.wire,
+                                            .draft_bytes = m->draft_bytes,
                                             .n_nodes = n,
                                             .nodes = p->nodes,
                                             .links = p->links,
                                             .rule = m->rule,
+                                            .may_page = may_page(c, present, work),
                                             .split = m->split[0] != '\0' ? m->split : NULL};
     return 0;
 }

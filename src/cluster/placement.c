@@ -39,6 +39,9 @@ int placement_solve(const struct placement_request *r, struct placement *ret_pla
         rc = solve_by_memory(&p, &x, err);
     else if (rc == 0)
         rc = solve_by_speed(&p, &x, NULL, err);
+    if (rc == E_UNAVAILABLE && r->split == NULL && r->may_page &&
+        solve_by_paging(&p, &x, &(struct error){0}) == 0)
+        rc = 0;
     if (rc != 0)
         return rc;
     placement_rate(&p, &x);
@@ -46,16 +49,33 @@ int placement_solve(const struct placement_request *r, struct placement *ret_pla
     return 0;
 }
 
+static bool can_be_priced(const struct placement_request *r, const struct placement *p,
+                          struct pricing *ret)
+{
+    struct error err;
+    for (uint32_t i = 0; i < p->split.n_ranks; i++)
+        if (p->node_of_rank[i] >= r->n_nodes)
+            return false;
+    return pricing_init(ret, r, &err) == 0 && split_check(&p->split, r->shape->n_layer, &err) == 0;
+}
+
 void placement_price(const struct placement_request *r, struct placement *p)
 {
     struct pricing pricing;
-    struct error err;
     p->decode_tok_s = p->prefill_tok_s = 0;
-    for (uint32_t i = 0; i < p->split.n_ranks; i++)
-        if (p->node_of_rank[i] >= r->n_nodes)
-            return;
-    if (pricing_init(&pricing, r, &err) != 0 ||
-        split_check(&p->split, r->shape->n_layer, &err) != 0)
-        return;
-    placement_rate(&pricing, p);
+    if (can_be_priced(r, p, &pricing))
+        placement_rate(&pricing, p);
+}
+
+bool placement_seconds(const struct placement_request *r, const struct placement *p,
+                       double *ret_decode_s, double *ret_prefill_s)
+{
+    struct pricing pricing;
+    struct cost c;
+    if (!can_be_priced(r, p, &pricing))
+        return false;
+    placement_cost(&pricing, p, &c);
+    *ret_decode_s = c.decode_s;
+    *ret_prefill_s = c.prefill_s;
+    return true;
 }

@@ -6,7 +6,10 @@
  * and hybrids over subsets of the nodes are priced by compute speed, memory bandwidth, links,
  * memory and heat; exact up to PLACEMENT_EXACT_NODES, guided beyond. The price is an estimate of
  * the time of a decode step and of a prefill step; docs/internals/placement.md has the formulas.
- * Thread: any.
+ *
+ * A model that fits nowhere can still be placed (may_page), by either rule, as long as its caches
+ * and buffers fit: as a pipeline over all nodes, whose weights are pages of the model file that
+ * come and go. That is slow, and the caller should warn (bytes_paged). Thread: any.
  */
 #ifndef SHOAL_CLUSTER_PLACEMENT_H
 #define SHOAL_CLUSTER_PLACEMENT_H
@@ -43,7 +46,8 @@ struct placement_request {
     uint32_t n_kv_tokens;    /* KV cache to make room for; 0: see placement_kv_tokens */
     enum kv_type kv_type;
     enum comm_wire wire;
-    uint32_t n_nodes;                   /* at most LIMIT_PEERS + 1 */
+    uint64_t draft_bytes; /* of a small model beside rank 0; counted for all ranks of its stage */
+    uint32_t n_nodes;     /* at most LIMIT_PEERS + 1 */
     const struct placement_node *nodes; /* [n_nodes] */
     const struct link_figures *links;   /* [n_nodes][n_nodes], both directions alike; rtt_us 0: not
                                            measured, a common network is assumed; rtt_us UINT32_MAX:
@@ -53,6 +57,7 @@ struct placement_request {
     const char *split; /* NULL: by the rule; else text for split_parse, over all nodes in their
                           order (of preference), round robin when ranks are more than nodes */
     uint32_t memory_percent_max; /* of free memory that one model may take; 0: 80 */
+    bool may_page;               /* a model that does not fit shall be placed all the same */
     uint32_t prefill_percent;    /* weight of prefill beside decode in the price; 0: 20 */
 };
 
@@ -60,7 +65,9 @@ struct placement {
     struct split split;
     uint32_t node_of_rank[LIMIT_RANKS];  /* index into nodes */
     uint64_t bytes_of_rank[LIMIT_RANKS]; /* weights + KV cache + estimated graph buffers */
-    float decode_tok_s, prefill_tok_s;   /* predicted; 0: figures are missing */
+    uint64_t bytes_paged; /* weights for which there is no memory: read from their files in every
+                             step; 0: all fits */
+    float decode_tok_s, prefill_tok_s; /* predicted; 0: figures are missing */
 };
 
 struct placement_candidate { /* for people: `shoal plan` */
@@ -74,8 +81,8 @@ struct placement_report {  /* large: on the heap */
     struct placement_candidate candidate[PLACEMENT_CANDIDATES_MAX];
 };
 
-/* Errors: E_UNAVAILABLE with the numbers when the model does not fit (needed, free, per node);
- * E_INVALID. */
+/* Errors: E_UNAVAILABLE with the numbers when the model does not fit (needed, free, per node), not
+ * even paged; E_INVALID. */
 int placement_solve(const struct placement_request *r, struct placement *ret_placement,
                     struct error *err);
 /* The same with what else was considered. */
@@ -84,5 +91,9 @@ int placement_explain(const struct placement_request *r, struct placement_report
 /* The price of a given placement, to compare with a better one. Fills decode_tok_s and
  * prefill_tok_s. */
 void placement_price(const struct placement_request *r, struct placement *p);
+/* The same in seconds of a step, with common speeds for nodes whose own are not known. False: this
+ * placement is not possible. */
+bool placement_seconds(const struct placement_request *r, const struct placement *p,
+                       double *ret_decode_s, double *ret_prefill_s);
 
 #endif

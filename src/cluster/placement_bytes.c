@@ -70,10 +70,15 @@ double rank_bytes(const struct pricing *p, uint32_t n_layers, uint64_t n_heads_s
     double bytes = n_layers * (p->norm_bytes + share * p->ff_bytes) +
                    layers_of_heads * (p->attn_bytes + p->kv_bytes);
     if (is_first)
-        bytes += (double)s->embd_bytes;
+        bytes += (double)s->embd_bytes + (double)p->r->draft_bytes;
     if (is_last)
         bytes += share * (double)s->output_bytes + 4.0 * s->n_embd;
     return bytes + graph_bytes(p, n_heads_max, share, is_last);
+}
+
+double rank_bytes_resident(const struct pricing *p, uint32_t n_layers, bool is_last)
+{
+    return n_layers * p->kv_bytes + graph_bytes(p, p->shape->n_head_kv, 1, is_last);
 }
 
 static double weight_share(const uint32_t *weight, uint32_t n, uint32_t i)

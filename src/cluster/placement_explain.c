@@ -161,13 +161,27 @@ static struct option *add_rule(struct options *o,
     } else {
         f.placement = (struct placement){0};
     }
-    for (uint32_t i = 0; i < o->n; i++)
-        if (rc == 0 && is_same(&o->option[i].candidate.placement, &f.placement))
-            return &o->option[i];
+    for (uint32_t i = 0; i < o->n; i++) {
+        struct option *same = &o->option[i];
+        if (rc != 0 || !is_same(&same->candidate.placement, &f.placement))
+            continue;
+        if (!same->candidate.is_feasible) /* it did not fit, and shall be paged */
+            *same = (struct option){.price = f.price,
+                                    .candidate = {.placement = f.placement, .is_feasible = true}};
+        return same;
+    }
     struct option *x = add(o, &f);
     if (x != NULL && rc != 0)
         snprintf(x->candidate.reason, REASON_BYTES, "%.*s", REASON_BYTES - 1, why.message);
     return x;
+}
+
+static bool is_any_feasible(const struct options *o)
+{
+    for (uint32_t i = 0; i < o->n; i++)
+        if (o->option[i].candidate.is_feasible)
+            return true;
+    return false;
 }
 
 static int collect(struct options *o, struct error *err)
@@ -192,6 +206,14 @@ static int collect(struct options *o, struct error *err)
         add_stage_of(o, o->nodes, o->n_nodes);
     for (uint32_t i = 0; i < r->n_nodes && i < SINGLES_MAX; i++)
         add_stage_of(o, &i, 1);
+    if (r->may_page && r->split == NULL && !is_any_feasible(o)) {
+        struct option *paged = add_rule(o, solve_by_paging);
+        if (paged != NULL && paged->candidate.is_feasible) {
+            if (asked_for != NULL)
+                asked_for->is_asked_for = false;
+            paged->is_asked_for = true;
+        }
+    }
     return 0;
 }
 
@@ -228,7 +250,10 @@ static void explain_speed(const struct pricing *p, const struct placement *x, do
         n = snprintf(reason, REASON_BYTES, "%.1fx faster: ", 1 / ratio);
     char *at = reason + n;
     size_t left = REASON_BYTES - (size_t)n;
-    if (reduce > 0.4 * all)
+    if (x->bytes_paged > 0)
+        n = snprintf(at, left, "no memory for %.2f GiB, read from disk in each step: add nodes",
+                     (double)x->bytes_paged / (1024.0 * 1024 * 1024));
+    else if (reduce > 0.4 * all)
         n = snprintf(at, left, "all-reduce over %.2g ms links costs %.3g ms of %.3g ms a token",
                      worst_rtt_ms(p, x), reduce, all);
     else if (hop > 0.4 * all)

@@ -11,6 +11,7 @@
 enum {
     PLACEMENT_NODES_MAX = LIMIT_PEERS + 1,
     PLACEMENT_MEMORY_PERCENT = 80, /* of free memory; also of all nodes together */
+    PLACEMENT_PAGED_TIMES = 8,     /* of free memory that a model may be as large as */
 };
 
 struct node_speed {
@@ -93,6 +94,8 @@ void stage_bytes(const struct pricing *p, const uint32_t *weight, uint32_t n_ran
  * index 1 first, 2 last, 3 both, 0 neither. */
 void stage_layers_max(const struct pricing *p, const uint32_t *nodes, const uint32_t *weight,
                       uint32_t n_ranks, uint32_t ret_n_layers[4]);
+/* Of a stage's bytes those that must be in memory: cache and buffers, not weights. */
+double rank_bytes_resident(const struct pricing *p, uint32_t n_layers, bool is_last);
 /* Fills bytes_of_rank from split. */
 void placement_fill_bytes(const struct pricing *p, struct placement *x);
 /* Shares for the ranks of a stage: by speed, but none more than fits when the stage has n_layers
@@ -145,6 +148,10 @@ void found_finish(const struct pricing *p, struct found *f);
 uint32_t usable_nodes(const struct placement_request *r, uint32_t *ret_nodes);
 /* The rule by memory. Errors: E_UNAVAILABLE with the numbers, E_INVALID. */
 int solve_by_memory(const struct pricing *p, struct placement *ret, struct error *err);
+/* What does not fit, all the same: see placement.h. Errors: likewise. */
+int solve_by_paging(const struct pricing *p, struct placement *ret, struct error *err);
+/* Bytes of a placement beyond the free memory of its nodes. */
+uint64_t placement_bytes_paged(const struct pricing *p, const struct placement *x);
 /* A split that was asked for. Errors: likewise. */
 int solve_explicit(const struct pricing *p, struct placement *ret, struct error *err);
 

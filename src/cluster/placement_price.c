@@ -1,6 +1,8 @@
 /* The time of a step, estimated: docs/internals/placement.md explains each term. */
 #include "cluster/placement_internal.h"
 
+#include "base/gcd.h"
+
 #include <inttypes.h>
 #include <math.h>
 
@@ -27,6 +29,8 @@ enum {
  * on all threads together. Estimates, not measured apart. */
 #define LAYER_S 25e-6
 #define STEP_S  150e-6
+/* Pages of a model file that have no room in memory: a solid-state disk. */
+#define DISK_BYTES_S 1e9
 
 /* ---- the request ---- */
 
@@ -45,16 +49,6 @@ static void resolve_nodes(struct pricing *p)
         n->flops_s = f->gflops > 0 ? f->gflops * 1e9 : cores * CORE_FLOPS_S;
         n->limit_bytes = (double)f->memory_bytes_free / 100 * percent;
     }
-}
-
-static uint32_t gcd(uint32_t a, uint32_t b)
-{
-    while (b != 0) {
-        uint32_t rest = a % b;
-        a = b;
-        b = rest;
-    }
-    return a;
 }
 
 uint32_t placement_kv_tokens(uint32_t n_ctx, uint32_t n_slots, uint32_t n_kv_tokens)
@@ -88,7 +82,7 @@ static void resolve_shape(struct pricing *p)
     p->ff_flops = 2 * ff * p->n_prefill;
     /* Columns of the output projection are cut at blocks, of 32 in most types. */
     uint32_t group = s->n_head / s->n_head_kv * s->head_dim;
-    p->kv_unit = 32 / gcd(32, group > 0 ? group : 32);
+    p->kv_unit = 32 / gcd_u32(32, group > 0 ? group : 32);
 }
 
 int pricing_init(struct pricing *p, const struct placement_request *r, struct error *err)
@@ -308,6 +302,9 @@ void placement_cost(const struct pricing *p, const struct placement *x, struct c
             cost_add(&sum, &token, 1);
         }
     }
+    double paged_s = (double)x->bytes_paged / DISK_BYTES_S;
+    sum.decode_s += paged_s;
+    sum.prefill_s += paged_s;
     *ret = sum;
 }
 
@@ -317,6 +314,7 @@ void placement_rate(const struct pricing *p, struct placement *x)
     bool is_known = true;
     for (uint32_t i = 0; i < x->split.n_ranks; i++)
         is_known = is_known && p->node[x->node_of_rank[i]].is_known;
+    x->bytes_paged = placement_bytes_paged(p, x);
     placement_cost(p, x, &c);
     x->decode_tok_s = is_known ? (float)(1 / c.decode_s) : 0;
     x->prefill_tok_s = is_known ? (float)(p->n_prefill / c.prefill_s) : 0;

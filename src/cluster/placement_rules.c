@@ -49,6 +49,15 @@ uint32_t usable_nodes(const struct placement_request *r, uint32_t *ret_nodes)
     return n_best;
 }
 
+/* What all ranks on a node need. */
+static double bytes_on_node(const struct placement *x, uint32_t node)
+{
+    double bytes = 0;
+    for (uint32_t i = 0; i < x->split.n_ranks; i++)
+        bytes += x->node_of_rank[i] == node ? (double)x->bytes_of_rank[i] : 0;
+    return bytes;
+}
+
 /* Shares in MiB: nodes differ by gigabytes, and a share must not be zero. */
 static uint32_t memory_weight(uint64_t bytes)
 {
@@ -81,9 +90,7 @@ static uint32_t find_overfull(const struct pricing *p, const struct placement *x
     double worst_share = 0;
     for (uint32_t i = 0; i < x->split.n_ranks; i++) {
         uint32_t node = x->node_of_rank[i];
-        double need = 0, usable = p->node[node].limit_bytes;
-        for (uint32_t k = 0; k < x->split.n_ranks; k++)
-            need += x->node_of_rank[k] == node ? (double)x->bytes_of_rank[k] : 0;
+        double need = bytes_on_node(x, node), usable = p->node[node].limit_bytes;
         double share = need / (usable > 0 ? usable : 1);
         if (need > usable && share > worst_share) {
             worst_share = share;
@@ -197,4 +204,39 @@ int solve_by_memory(const struct pricing *p, struct placement *ret, struct error
         memmove(nodes + at, nodes + at + 1, (n - at - 1) * sizeof(*nodes));
     }
     return refuse(p, first_overfull, first_need, err);
+}
+
+int solve_by_paging(const struct pricing *p, struct placement *ret, struct error *err)
+{
+    const struct placement_request *r = p->r;
+    uint32_t nodes[PLACEMENT_NODES_MAX] = {0}, n = usable_nodes(r, nodes);
+    double need = 0, room = 0;
+    if (n == 0)
+        return refuse_without_nodes(p, err);
+    n = n < LIMIT_RANKS ? n : LIMIT_RANKS;
+    n = n < p->shape->n_layer ? n : p->shape->n_layer;
+    int rc = layout(p, nodes, n, n, "pipeline", ret, err);
+    for (uint32_t i = 0; i < n && rc == 0; i++) {
+        const struct range *layers = &ret->split.stage[i].layers;
+        double resident = rank_bytes_resident(p, layers->end - layers->begin, i + 1 == n);
+        need += (double)ret->bytes_of_rank[i];
+        room += p->node[nodes[i]].limit_bytes;
+        if (resident > p->node[nodes[i]].limit_bytes)
+            rc = refuse(p, nodes[i], resident, err);
+    }
+    return rc == 0 && need > PLACEMENT_PAGED_TIMES * room ? refuse(p, nodes[0], need, err) : rc;
+}
+
+uint64_t placement_bytes_paged(const struct pricing *p, const struct placement *x)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < x->split.n_ranks; i++) {
+        uint32_t node = x->node_of_rank[i];
+        bool is_first = true;
+        for (uint32_t k = 0; k < i; k++)
+            is_first = is_first && x->node_of_rank[k] != node;
+        double over = bytes_on_node(x, node) - (double)free_bytes(p, node);
+        bytes += is_first && over > 0 ? (uint64_t)over : 0;
+    }
+    return bytes;
 }

@@ -12,8 +12,9 @@ typedef unsigned long long ull;
 /* Why an instance cannot stay as it is. */
 enum need {
     NEED_NOTHING,
-    NEED_MOVE,   /* it runs, and stays if there is no other place */
-    NEED_REPAIR, /* it does not run any more */
+    NEED_OTHER_WAY, /* its ranks have lost each other, and reach each other another way */
+    NEED_MOVE,      /* it runs, and stays if there is no other place */
+    NEED_REPAIR,    /* it does not run any more */
 };
 
 /* ---- work: what the coordinator remembers of a model ---- */
@@ -167,6 +168,11 @@ void repair_install(struct cluster *c, struct desired_model *m, struct work *w,
                   m->id, why, split_describe(&i->split, split), i->split.n_ranks,
                   cluster_label(c, &i->node_of_rank[0], leader), (ull)(i->epoch >> 32),
                   (ull)(i->epoch >> 16 & UINT16_MAX));
+    if (b->bytes_paged > 0)
+        cluster_trace(c, true,
+                      "model=%s there is no memory for %.2f GiB of it -> read from disk in every "
+                      "step, which is slow: add nodes, or take a smaller model",
+                      m->id, (double)b->bytes_paged / (1024.0 * 1024 * 1024));
 }
 
 /* The best placement now, without the nodes that have failed this model; if there is none, also
@@ -291,8 +297,9 @@ static enum need judge_rank(const struct cluster *c, const struct placed_instanc
     if (self == NULL)
         return NEED_NOTHING;
     const struct node_figures *f = &self->figures;
+    bool is_paged = p->bytes_of_rank[r] > f->memory_bytes_total;
     bool is_low = f->memory_bytes_free < f->memory_bytes_total / 100 * MEMORY_PERCENT_LOW &&
-                  w->serving_ms != 0 &&
+                  w->serving_ms != 0 && !is_paged &&
                   (w->memory_ms == 0 || c->now_ms - w->memory_ms >= MEMORY_MS);
     if (self->is_stopping)
         snprintf(why, 160, "node=%s is stopping", name);
@@ -452,18 +459,20 @@ static void look_after(struct cluster *c, struct desired_model *m, struct work *
         w->serving_ms = c->now_ms;
     w->instance_id = p->id;
     enum need need = judge(c, p, w, &is_memory, why);
-    if (need == NEED_NOTHING && is_broken(c, p, why)) {
-        if (w->broken_ms == 0)
-            w->broken_ms = c->now_ms;
-        if (c->now_ms - w->broken_ms >= BROKEN_MS)
-            need = NEED_MOVE;
-    } else {
+    bool is_apart = need == NEED_NOTHING && is_broken(c, p, why);
+    bool is_lost = need == NEED_NOTHING && !is_apart && ways_have_died(c, p, w, why);
+    if (!is_apart && !is_lost)
         w->broken_ms = 0;
-    }
+    else if (w->broken_ms == 0)
+        w->broken_ms = c->now_ms;
+    if (w->broken_ms != 0 && c->now_ms - w->broken_ms >= BROKEN_MS)
+        need = is_apart ? NEED_MOVE : NEED_OTHER_WAY;
     if (need == NEED_REPAIR)
         repair(c, m, w, index, why);
     else if (need == NEED_MOVE)
         move(c, m, w, p, is_memory, why);
+    else if (need == NEED_OTHER_WAY)
+        ways_renew(c, m, w, p, why);
     else if (m->problem[0] != '\0')
         set_problem(c, m, w, "");
 }

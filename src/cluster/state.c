@@ -6,7 +6,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-enum { STATE_FORM = 2 };
+enum { STATE_FORM = 3 };
 
 static int compare_u64(uint64_t a, uint64_t b)
 {
@@ -34,7 +34,8 @@ int stamp_compare(const struct stamp *a, const struct stamp *b)
 bool instance_options_equal(const struct instance_options *a, const struct instance_options *b)
 {
     return a->n_ctx == b->n_ctx && a->n_slots == b->n_slots && a->n_kv_tokens == b->n_kv_tokens &&
-           a->n_chunk == b->n_chunk && a->n_draft == b->n_draft && a->kv_type == b->kv_type &&
+           a->n_chunk == b->n_chunk && a->n_draft == b->n_draft &&
+           strcmp(a->draft_model, b->draft_model) == 0 && a->kv_type == b->kv_type &&
            a->wire == b->wire && a->transport == b->transport;
 }
 
@@ -198,6 +199,7 @@ static void options_encode(struct buf *b, const struct instance_options *o)
     buf_append_u32(b, o->n_kv_tokens);
     buf_append_u32(b, o->n_chunk);
     buf_append_u32(b, o->n_draft);
+    wire_put_text(b, o->draft_model);
     buf_append_u8(b, (uint8_t)o->kv_type);
     buf_append_u8(b, (uint8_t)o->wire);
     buf_append_u8(b, (uint8_t)o->transport);
@@ -210,6 +212,10 @@ static int options_decode(struct cursor *c, struct instance_options *ret, struct
     ret->n_kv_tokens = cursor_u32(c);
     ret->n_chunk = cursor_u32(c);
     ret->n_draft = cursor_u32(c);
+    int rc = wire_get_text(c, WIRE_BYTES, ret->draft_model, sizeof(ret->draft_model),
+                           "model.options.draft_model", err);
+    if (rc != 0)
+        return rc;
     ret->kv_type = (enum kv_type)cursor_u8(c);
     ret->wire = (enum comm_wire)cursor_u8(c);
     ret->transport = (enum comm_transport)cursor_u8(c);
@@ -228,6 +234,7 @@ int desired_model_encode(struct buf *b, const struct desired_model *m)
     buf_append(b, m->hash, sizeof(m->hash));
     model_shape_encode(b, &m->shape);
     options_encode(b, &m->options);
+    buf_append_u64(b, m->draft_bytes);
     buf_append_u8(b, (uint8_t)m->rule);
     wire_put_text(b, m->split);
     buf_append_u32(b, m->n_nodes_min);
@@ -250,6 +257,7 @@ int desired_model_decode(struct cursor *c, struct desired_model *ret, struct err
     if ((rc = model_shape_decode(c, &ret->shape, err)) != 0)
         return rc;
     if ((rc = options_decode(c, &ret->options, err)) != 0 ||
+        (rc = wire_get_u64(c, 1ull << 60, &ret->draft_bytes, "model.draft_bytes", err)) != 0 ||
         (rc = wire_get_u8(c, PLACEMENT_RULE_COUNT - 1, &rule, "model.rule", err)) != 0 ||
         (rc = wire_get_text(c, WIRE_NAME, ret->split, sizeof(ret->split), "model.split", err)) !=
             0 ||

@@ -39,9 +39,11 @@ int stamp_compare(const struct stamp *a, const struct stamp *b);
 /* How an instance is run, as people asked for it; all zero: by default. */
 struct instance_options {
     uint32_t n_ctx, n_slots;
-    uint32_t n_kv_tokens; /* of the KV cache; placement_kv_tokens says what 0 means */
-    uint32_t n_chunk;     /* tokens of prompts in a step in which others decode */
-    uint32_t n_draft;     /* tokens guessed ahead at most; INSTANCE_NO_DRAFT: none */
+    uint32_t n_kv_tokens;   /* of the KV cache; placement_kv_tokens says what 0 means */
+    uint32_t n_chunk;       /* tokens of prompts in a step in which others decode */
+    uint32_t n_draft;       /* tokens guessed ahead at most; INSTANCE_NO_DRAFT: none */
+    char draft_model[4096]; /* file of a small model that guesses ahead, where the order was given;
+                               the head's node looks there and in its own folder; "": none */
     enum kv_type kv_type;
     enum comm_wire wire;
     enum comm_transport transport;
@@ -60,6 +62,7 @@ struct desired_model {
     uint8_t hash[32];
     struct model_shape shape;
     struct instance_options options;
+    uint64_t draft_bytes; /* memory that options.draft_model takes beside rank 0 */
     enum placement_rule rule;
     char split[32]; /* "": by the rule */
     uint32_t

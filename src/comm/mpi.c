@@ -49,11 +49,6 @@ struct mpi {
     struct peer peers[];
 };
 
-static int lost(uint32_t peer, const char *why, struct error *err)
-{
-    return error_set(err, E_PEERLOST, "rank %u is gone (%s)", peer, why);
-}
-
 static int failed(int code, uint32_t peer, struct error *err)
 {
     char text[MPI_MAX_ERROR_STRING] = "?";
@@ -119,18 +114,13 @@ static int try_send(struct transport *t, uint32_t rank, const struct iovec *iov,
     if (r != 0)
         return r;
     if (m->left || p->gone)
-        return lost(rank, m->left ? "the connection is closed" : "it left", err);
+        return transport_lost(rank, m->left ? "the connection is closed" : "it left", err);
     if (p->n_out == N_CHUNKS)
         return 0;
     struct chunk *c = &p->out[(p->first_out + p->n_out) % N_CHUNKS];
     if (c->data == NULL && (c->data = malloc(CHUNK_BYTES)) == NULL)
         return error_set(err, E_NOMEM, "no memory to send to rank %u", rank);
-    size_t n = 0;
-    for (int i = 0; i < n_iov && n < CHUNK_BYTES; i++) {
-        size_t part = iov[i].iov_len < CHUNK_BYTES - n ? iov[i].iov_len : CHUNK_BYTES - n;
-        memcpy(c->data + n, iov[i].iov_base, part);
-        n += part;
-    }
+    size_t n = iov_gather(c->data, CHUNK_BYTES, iov, n_iov);
     r = MPI_Isend(c->data, (int)n, MPI_BYTE, (int)rank, TAG, m->comm, &c->request);
     if (r != MPI_SUCCESS)
         return failed(r, rank, err);
@@ -150,14 +140,10 @@ static int try_recv(struct transport *t, uint32_t rank, const struct iovec *iov,
         return r;
     if (p->in_done == p->n_in)
         return m->left || p->gone
-                   ? lost(rank, m->left ? "the connection is closed" : "it left", err)
+                   ? transport_lost(rank, m->left ? "the connection is closed" : "it left", err)
                    : 0;
-    for (int i = 0; i < n_iov && p->in_done < p->n_in; i++) {
-        size_t left = p->n_in - p->in_done, n = iov[i].iov_len < left ? iov[i].iov_len : left;
-        memcpy(iov[i].iov_base, p->in + p->in_done, n);
-        p->in_done += n;
-        *ret_moved += n;
-    }
+    *ret_moved = iov_scatter(p->in + p->in_done, p->n_in - p->in_done, iov, n_iov);
+    p->in_done += *ret_moved;
     return 0;
 }
 
@@ -170,7 +156,7 @@ static int flush(struct transport *t, uint32_t rank, bool *ret_done, struct erro
     if (r == 0 && p->n_out > 0)
         r = take_in(m, rank, err);
     *ret_done = p->n_out == 0;
-    return r == 0 && p->n_out > 0 && p->gone ? lost(rank, "it left", err) : r;
+    return r == 0 && p->n_out > 0 && p->gone ? transport_lost(rank, "it left", err) : r;
 }
 
 static int sleep_a_little(struct transport *t, uint64_t receiving, uint64_t sending, int timeout_ms,

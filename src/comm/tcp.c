@@ -5,6 +5,7 @@
  */
 #include "comm/tcp.h"
 
+#include "base/clock.h"
 #include "comm/internal.h"
 #include "comm/shm.h"
 #include "comm/transport.h"
@@ -12,13 +13,9 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <netdb.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -29,8 +26,8 @@ enum { SPIN_US = 1000 };
 /* Calls between two looks at the connection of a pair that shares memory: some ten microseconds of
  * spinning, so that a peer's death is noticed without sleeping. */
 enum { LOOK_EVERY = 256 };
-/* Asked for as socket buffers, so that a started all-reduce leaves while its caller computes. */
-enum { SOCKET_BUFFER_BYTES = 4 << 20 };
+/* Between two looks at paths on which a sleeper waits. */
+enum { LOOK_AT_PATHS_MS = 500 };
 
 struct tcp {
     struct transport base;
@@ -39,98 +36,12 @@ struct tcp {
     struct shm *shms[LIMIT_RANKS]; /* NULL: frames go over the connection */
     uint32_t n_looks[LIMIT_RANKS]; /* since the connection of a sharing pair was looked at */
     bool is_closed[LIMIT_RANKS];   /* its connection is: what is in the ring is the last */
+    bool is_dead[LIMIT_RANKS];     /* the path of a connection that carries frames is */
+    uint64_t paths_seen_ns;        /* when they were looked at */
     int fds[LIMIT_RANKS];          /* -1: our own place, or closed */
 };
 
-/* ---- addresses and socket options ---- */
-
-void tcp_address_text(const struct sockaddr_storage *a, char out[ADDRESS_TEXT_BYTES])
-{
-    char host[INET6_ADDRSTRLEN] = "?";
-    if (a->ss_family == AF_INET6) {
-        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)(const void *)a;
-        inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof(host));
-        snprintf(out, ADDRESS_TEXT_BYTES, "[%s]:%u", host, ntohs(in6->sin6_port));
-    } else {
-        const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)a;
-        inet_ntop(AF_INET, &in->sin_addr, host, sizeof(host));
-        snprintf(out, ADDRESS_TEXT_BYTES, "%s:%u", host, ntohs(in->sin_port));
-    }
-}
-
-int tcp_address_parse(const char *host, uint16_t port, struct sockaddr_storage *ret_address,
-                      socklen_t *ret_len, struct error *err)
-{
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
-                             .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
-    struct addrinfo *found = NULL;
-    char service[8];
-    snprintf(service, sizeof(service), "%u", port);
-    int r = host[0] == '\0' ? EAI_NONAME : getaddrinfo(host, service, &hints, &found);
-    if (r != 0)
-        return error_set(err, E_INVALID, "'%.64s' is not a numeric IPv4 or IPv6 address", host);
-    memset(ret_address, 0, sizeof(*ret_address));
-    memcpy(ret_address, found->ai_addr, found->ai_addrlen);
-    *ret_len = found->ai_addrlen;
-    freeaddrinfo(found);
-    return 0;
-}
-
-int tcp_set_nonblocking(int fd)
-{
-    int flags = fcntl(fd, F_GETFL);
-    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
-        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
-        return E_IO;
-    return 0;
-}
-
-static void set_option(int fd, int level, int name, int value)
-{
-    setsockopt(fd, level, name, &value, sizeof(value));
-}
-
-/* Setting a buffer's size switches the kernel's own tuning off, which is the better choice where
- * the system's limit for set sizes is low (a common default is 208 KiB, while tuning goes to
- * megabytes). So it is tried on a socket that nobody uses. */
-static bool buffers_may_grow(int family, int name)
-{
-    int fd = socket(family, SOCK_STREAM, 0), value = SOCKET_BUFFER_BYTES;
-    if (fd < 0)
-        return false;
-    socklen_t len = sizeof(value);
-    bool big = setsockopt(fd, SOL_SOCKET, name, &value, len) == 0 &&
-               getsockopt(fd, SOL_SOCKET, name, &value, &len) == 0 && value >= SOCKET_BUFFER_BYTES;
-    close(fd);
-    return big;
-}
-
-void tcp_tune(int fd)
-{
-    struct sockaddr_storage a = {0};
-    socklen_t len = sizeof(a);
-    if (getsockname(fd, (struct sockaddr *)&a, &len) == 0) {
-        if (buffers_may_grow(a.ss_family, SO_SNDBUF))
-            set_option(fd, SOL_SOCKET, SO_SNDBUF, SOCKET_BUFFER_BYTES);
-        if (buffers_may_grow(a.ss_family, SO_RCVBUF))
-            set_option(fd, SOL_SOCKET, SO_RCVBUF, SOCKET_BUFFER_BYTES);
-    }
-    set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    /* A rank that waits without limit for its next step plan learns of a host that vanished. */
-    set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-#ifdef TCP_KEEPIDLE
-    set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, 5);
-    set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, 2);
-    set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
-#endif
-}
-
 /* ---- moving bytes ---- */
-
-static int lost(uint32_t peer, const char *why, struct error *err)
-{
-    return error_set(err, E_PEERLOST, "rank %u is gone (%s)", peer, why);
-}
 
 static int check_moved(ssize_t n, uint32_t peer, size_t *ret_moved, struct error *err)
 {
@@ -141,7 +52,7 @@ static int check_moved(ssize_t n, uint32_t peer, size_t *ret_moved, struct error
     }
     if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR || errno == ENOBUFS)
         return 0;
-    return lost(peer, strerror(errno), err);
+    return transport_lost(peer, strerror(errno), err);
 }
 
 /* Takes the wake-ups from a sharing pair's connection, and sees whether it still stands. */
@@ -179,7 +90,7 @@ static int send_shared(struct tcp *tcp, uint32_t peer, const struct iovec *iov, 
         wake_peer(tcp, peer);
     if (++tcp->n_looks[peer] >= LOOK_EVERY)
         look_at_connection(tcp, peer);
-    return tcp->is_closed[peer] ? lost(peer, "it closed the connection", err) : 0;
+    return tcp->is_closed[peer] ? transport_lost(peer, "it closed the connection", err) : 0;
 }
 
 static int recv_shared(struct tcp *tcp, uint32_t peer, const struct iovec *iov, int n_iov,
@@ -194,10 +105,17 @@ static int recv_shared(struct tcp *tcp, uint32_t peer, const struct iovec *iov, 
     }
     /* What was written before the connection closed is still read. */
     if (tcp->is_closed[peer])
-        return shm_is_readable(tcp->shms[peer]) ? 0 : lost(peer, "it closed the connection", err);
+        return shm_is_readable(tcp->shms[peer])
+                   ? 0
+                   : transport_lost(peer, "it closed the connection", err);
     if (++tcp->n_looks[peer] >= LOOK_EVERY)
         look_at_connection(tcp, peer);
     return 0;
+}
+
+static int dead_path(uint32_t peer, struct error *err)
+{
+    return transport_lost(peer, "its computer acknowledges nothing any more", err);
 }
 
 static int try_send(struct transport *t, uint32_t peer, const struct iovec *iov, int n_iov,
@@ -206,6 +124,8 @@ static int try_send(struct transport *t, uint32_t peer, const struct iovec *iov,
     struct tcp *tcp = (struct tcp *)t;
     if (tcp->shms[peer] != NULL)
         return send_shared(tcp, peer, iov, n_iov, ret_moved, err);
+    if (tcp->is_dead[peer])
+        return dead_path(peer, err);
     struct msghdr m = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n_iov};
     return check_moved(sendmsg(tcp->fds[peer], &m, MSG_NOSIGNAL | MSG_DONTWAIT), peer, ret_moved,
                        err);
@@ -220,8 +140,9 @@ static int try_recv(struct transport *t, uint32_t peer, const struct iovec *iov,
     struct msghdr m = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n_iov};
     ssize_t n = recvmsg(tcp->fds[peer], &m, MSG_DONTWAIT);
     if (n == 0)
-        return lost(peer, "it closed the connection", err);
-    return check_moved(n, peer, ret_moved, err);
+        return transport_lost(peer, "it closed the connection", err);
+    int r = check_moved(n, peer, ret_moved, err);
+    return r == 0 && *ret_moved == 0 && tcp->is_dead[peer] ? dead_path(peer, err) : r;
 }
 
 static bool may_move_shared(const struct tcp *tcp, uint32_t peer, bool receiving, bool sending)
@@ -245,6 +166,19 @@ static bool set_asleep(struct tcp *tcp, uint64_t receiving, uint64_t sending, bo
     return moved;
 }
 
+/* Connections over which bytes no longer arrive. Only its own peer's operations fail by that. */
+static void look_at_paths(struct tcp *tcp, uint64_t peers)
+{
+    uint64_t now = clock_now_ns();
+    if (now - tcp->paths_seen_ns < LOOK_AT_PATHS_MS * UINT64_C(1000000))
+        return;
+    tcp->paths_seen_ns = now;
+    for (; peers != 0; peers &= peers - 1) {
+        uint32_t peer = (uint32_t)__builtin_ctzll(peers);
+        tcp->is_dead[peer] |= tcp->shms[peer] == NULL && tcp_path_is_dead(tcp->fds[peer]);
+    }
+}
+
 static int sleep_until(struct transport *t, uint64_t receiving, uint64_t sending, int timeout_ms,
                        struct error *err)
 {
@@ -253,8 +187,10 @@ static int sleep_until(struct transport *t, uint64_t receiving, uint64_t sending
     uint32_t ranks[LIMIT_RANKS];
     nfds_t n = 0;
     int r = 0;
+    bool has_paths = false;
     for (uint64_t peers = receiving | sending; peers != 0; peers &= peers - 1) {
         uint32_t peer = (uint32_t)__builtin_ctzll(peers);
+        has_paths |= tcp->shms[peer] == NULL;
         ranks[n] = peer;
         fds[n].fd = tcp->fds[peer];
         fds[n].revents = 0;
@@ -264,6 +200,8 @@ static int sleep_until(struct transport *t, uint64_t receiving, uint64_t sending
     }
     fds[n].fd = tcp->wake.fd;
     fds[n].events = POLLIN;
+    if (has_paths && timeout_ms > LOOK_AT_PATHS_MS)
+        timeout_ms = LOOK_AT_PATHS_MS;
     if (!set_asleep(tcp, receiving, sending, true) && poll(fds, n + 1, timeout_ms) < 0) {
         if (errno != EINTR)
             r = error_set(err, E_IO, "poll: %s", strerror(errno));
@@ -273,6 +211,8 @@ static int sleep_until(struct transport *t, uint64_t receiving, uint64_t sending
     for (nfds_t i = 0; i < n; i++)
         if (fds[i].revents != 0 && tcp->shms[ranks[i]] != NULL)
             look_at_connection(tcp, ranks[i]);
+    if (has_paths)
+        look_at_paths(tcp, receiving | sending);
     return r;
 }
 
@@ -325,8 +265,9 @@ int comm_tcp_listen(const char *host, uint16_t port, struct comm_tcp_listener **
     if (l == NULL)
         return error_set(err, E_NOMEM, "no memory for a listener");
     l->fd = socket(a.ss_family, SOCK_STREAM, 0);
+    const int yes = 1;
     if (l->fd >= 0)
-        set_option(l->fd, SOL_SOCKET, SO_REUSEADDR, 1);
+        setsockopt(l->fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
     if (l->fd < 0 || tcp_set_nonblocking(l->fd) != 0 ||
         bind(l->fd, (struct sockaddr *)&a, len) != 0 || listen(l->fd, LIMIT_HANDSHAKES) != 0 ||
         getsockname(l->fd, (struct sockaddr *)&a, &len) != 0) {
@@ -352,31 +293,6 @@ void comm_tcp_listener_close(struct comm_tcp_listener *l)
 uint64_t comm_tcp_listener_refused(const struct comm_tcp_listener *l)
 {
     return atomic_load_explicit(&l->n_refused, memory_order_relaxed);
-}
-
-static bool is_same_host(const struct sockaddr_storage *a, const struct sockaddr_storage *b)
-{
-    struct sockaddr_in x, y;
-    struct sockaddr_in6 x6, y6;
-    if (a->ss_family != b->ss_family)
-        return false;
-    if (a->ss_family == AF_INET6) {
-        memcpy(&x6, a, sizeof(x6));
-        memcpy(&y6, b, sizeof(y6));
-        return memcmp(&x6.sin6_addr, &y6.sin6_addr, sizeof(x6.sin6_addr)) == 0;
-    }
-    memcpy(&x, a, sizeof(x));
-    memcpy(&y, b, sizeof(y));
-    return memcmp(&x.sin_addr, &y.sin_addr, sizeof(x.sin_addr)) == 0;
-}
-
-bool tcp_is_neighbour(int fd)
-{
-    struct sockaddr_storage ours = {0}, theirs = {0};
-    socklen_t our_len = sizeof(ours), their_len = sizeof(theirs);
-    return fd >= 0 && getsockname(fd, (struct sockaddr *)&ours, &our_len) == 0 &&
-           getpeername(fd, (struct sockaddr *)&theirs, &their_len) == 0 &&
-           is_same_host(&ours, &theirs);
 }
 
 /* Ranks on this machine. */

@@ -25,8 +25,13 @@ void tcp_address_text(const struct sockaddr_storage *a, char out[ADDRESS_TEXT_BY
 /* Errors: E_INVALID. */
 int tcp_address_parse(const char *host, uint16_t port, struct sockaddr_storage *ret_address,
                       socklen_t *ret_len, struct error *err);
-/* Big buffers, no delay, keep-alive. */
+/* Big buffers, no delay, and a system that finds out when a quiet peer is out of reach. */
 void tcp_tune(int fd);
+/* Whether bytes that were sent no longer arrive: sent again and again, they were not acknowledged
+ * for about 3 s. A peer's system acknowledges while the peer computes, is stopped, or reads
+ * nothing, so this is about the path and the other computer. False where the system does not tell.
+ */
+bool tcp_path_is_dead(int fd);
 int tcp_set_nonblocking(int fd);
 
 /* What one rank shows and expects. */

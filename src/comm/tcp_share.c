@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "comm/shm.h"
+#include "comm/transport.h"
 #include "comm/wire.h"
 
 #include <errno.h>
@@ -42,8 +43,7 @@ static int say(const struct share *s, uint32_t peer, const void *data, size_t n,
     ssize_t sent = send(s->fds[peer], data, n, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent == (ssize_t)n)
         return 0;
-    return error_set(err, E_PEERLOST, "rank %u is gone (%s)", peer,
-                     sent < 0 ? strerror(errno) : "it takes no bytes");
+    return transport_lost(peer, sent < 0 ? strerror(errno) : "it takes no bytes", err);
 }
 
 int tcp_hear(int fd, uint32_t rank, void *to, size_t n, uint64_t deadline_ns, struct error *err)
@@ -55,8 +55,7 @@ int tcp_hear(int fd, uint32_t rank, void *to, size_t n, uint64_t deadline_ns, st
             continue;
         }
         if (r == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
-            return error_set(err, E_PEERLOST, "rank %u is gone (%s)", rank,
-                             r == 0 ? "it closed the connection" : strerror(errno));
+            return transport_lost(rank, r == 0 ? "it closed the connection" : strerror(errno), err);
         uint64_t now = clock_now_ns();
         if (now >= deadline_ns)
             return error_set(err, E_TIMEOUT, "rank %u is connected and does not say how to go on",

@@ -47,6 +47,15 @@ int comm_new(struct transport *t, uint32_t rank, uint32_t size, uint32_t n_neigh
              const struct comm_options *options, uint32_t spin_us, struct comm **ret_comm,
              struct error *err);
 
+/* ---- what back ends share ---- */
+
+/* The peer is not there any more. Returns E_PEERLOST. */
+int transport_lost(uint32_t peer, const char *why, struct error *err);
+/* Copies as many bytes as both sides have room for, from the pieces or into them; returns how many.
+ */
+size_t iov_gather(uint8_t *to, size_t n_max, const struct iovec *iov, int n_iov);
+size_t iov_scatter(const uint8_t *from, size_t n_max, const struct iovec *iov, int n_iov);
+
 /* Cores of this machine. */
 uint32_t comm_cores(void);
 

@@ -58,11 +58,6 @@ struct ucx {
     struct peer peers[];
 };
 
-static int lost(uint32_t peer, const char *why, struct error *err)
-{
-    return error_set(err, E_PEERLOST, "rank %u is gone (%s)", peer, why);
-}
-
 static int failed(ucs_status_t status, uint32_t peer, struct error *err)
 {
     return error_set(err, E_PEERLOST, "rank %u: UCX: %s", peer, ucs_status_string(status));
@@ -164,23 +159,18 @@ static int try_send(struct transport *t, uint32_t rank, const struct iovec *iov,
     struct peer *p = &u->peers[rank];
     *ret_moved = 0;
     if (u->left)
-        return lost(rank, "the connection is closed", err);
+        return transport_lost(rank, "the connection is closed", err);
     int r = take_in(u, rank, err);
     if (r == 0)
         r = reclaim(p, rank, err);
     if (r == 0 && p->gone)
-        r = lost(rank, "it left", err);
+        r = transport_lost(rank, "it left", err);
     if (r != 0 || p->n_out == N_CHUNKS)
         return r;
     struct chunk *c = &p->out[(p->first_out + p->n_out) % N_CHUNKS];
     if (c->data == NULL && (c->data = malloc(CHUNK_BYTES)) == NULL)
         return error_set(err, E_NOMEM, "no memory to send to rank %u", rank);
-    size_t n = 0;
-    for (int i = 0; i < n_iov && n < CHUNK_BYTES; i++) {
-        size_t part = iov[i].iov_len < CHUNK_BYTES - n ? iov[i].iov_len : CHUNK_BYTES - n;
-        memcpy(c->data + n, iov[i].iov_base, part);
-        n += part;
-    }
+    size_t n = iov_gather(c->data, CHUNK_BYTES, iov, n_iov);
     r = send_chunk(u, p, rank, n, err);
     if (r == 0)
         *ret_moved = n;
@@ -194,18 +184,14 @@ static int try_recv(struct transport *t, uint32_t rank, const struct iovec *iov,
     struct peer *p = &u->peers[rank];
     *ret_moved = 0;
     if (u->left)
-        return lost(rank, "the connection is closed", err);
+        return transport_lost(rank, "the connection is closed", err);
     int r = take_in(u, rank, err);
     if (r != 0)
         return r;
     if (p->in_done == p->n_in)
-        return p->gone ? lost(rank, "it left", err) : 0;
-    for (int i = 0; i < n_iov && p->in_done < p->n_in; i++) {
-        size_t left = p->n_in - p->in_done, n = iov[i].iov_len < left ? iov[i].iov_len : left;
-        memcpy(iov[i].iov_base, p->in + p->in_done, n);
-        p->in_done += n;
-        *ret_moved += n;
-    }
+        return p->gone ? transport_lost(rank, "it left", err) : 0;
+    *ret_moved = iov_scatter(p->in + p->in_done, p->n_in - p->in_done, iov, n_iov);
+    p->in_done += *ret_moved;
     return 0;
 }
 
@@ -220,7 +206,7 @@ static int flush(struct transport *t, uint32_t rank, bool *ret_done, struct erro
         r = take_in(u, rank, err);
     }
     *ret_done = p->n_out == 0;
-    return r == 0 && p->n_out > 0 && p->gone ? lost(rank, "it left", err) : r;
+    return r == 0 && p->n_out > 0 && p->gone ? transport_lost(rank, "it left", err) : r;
 }
 
 static int sleep_until(struct transport *t, uint64_t receiving, uint64_t sending, int timeout_ms,
@@ -375,7 +361,7 @@ static int tell_address(struct ucx *u, struct error *err)
     for (uint32_t i = 0; i < u->size; i++)
         if (u->peers[i].fd >= 0 &&
             send(u->peers[i].fd, bytes, n + 4, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)(n + 4))
-            return lost(i, "it closed the connection", err);
+            return transport_lost(i, "it closed the connection", err);
     return 0;
 }
 

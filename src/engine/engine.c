@@ -1,11 +1,9 @@
 #include "engine/internal.h"
 
-#include "base/clock.h"
 #include "base/log.h"
 
-#include <assert.h>
 #include <ggml-cpu.h>
-#include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,49 +11,64 @@ enum { CTX_DEFAULT = 4096, BATCH_DEFAULT = 512 };
 
 /* ---- open and close ---- */
 
+static enum ggml_type kv_ggml_type(const struct engine *e)
+{
+    return e->options.kv_type == KV_Q8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+}
+
 static bool must_stop(void *arg)
 {
     struct engine *e = arg;
+    return engine_must_stop(e);
+}
+
+bool engine_must_stop(const struct engine *e)
+{
     return e->link.status != 0 || atomic_load_explicit(&e->aborted, memory_order_relaxed);
 }
 
-/* ggml's own messages go to our log; its "info" is our "debug". */
-static void forward_log(enum ggml_log_level level, const char *text, void *arg)
+/* Whether the device has ggml's fused attention for heads like the model's. */
+static bool has_flash(const struct engine *e, ggml_backend_dev_t device)
 {
-    (void)arg;
-    if (level == GGML_LOG_LEVEL_ERROR)
-        log_error("ggml", "%s", text);
-    else if (level == GGML_LOG_LEVEL_WARN)
-        log_warn("ggml", "%s", text);
-    else
-        log_debug("ggml", "%s", text);
+    const struct model_config *c = &e->model->config;
+    struct ggml_init_params params = {.mem_size = 8 * ggml_tensor_overhead(), .no_alloc = true};
+    struct ggml_context *ctx = ggml_init(params);
+    if (ctx == NULL)
+        return false;
+    struct ggml_tensor *q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, c->head_dim, 1, c->n_head);
+    struct ggml_tensor *k =
+        ggml_new_tensor_3d(ctx, kv_ggml_type(e), c->head_dim, KV_PAD, c->n_head_kv);
+    struct ggml_tensor *mask = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, KV_PAD, 1);
+    bool has = ggml_backend_dev_supports_op(
+        device, ggml_flash_attn_ext(ctx, q, k, k, mask, c->attn_scale, 0.0f, 0.0f));
+    ggml_free(ctx);
+    return has;
 }
 
-static void set_log(void)
+/* What is built depends on what computes it. */
+static void choose_target(struct engine *e)
 {
-    ggml_log_set(forward_log, NULL);
+    const struct model_config *config = &e->model->config;
+    ggml_backend_dev_t device = compute_device(&e->compute);
+    e->attends_by_row = device == NULL && e->options.kv_type == KV_F16 &&
+                        attention_can(GGML_TYPE_F16, config->head_dim, config->n_head);
+    /* Attention of 8-bit rows that the device cannot do is left to the processors. */
+    if (device != NULL)
+        e->builder.target =
+            e->options.kv_type != KV_F16 || has_flash(e, device) ? GRAPH_DEVICE : GRAPH_NO_FLASH;
 }
 
 static int open_backend(struct engine *e, struct error *err)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT; /* ranks may be threads of one process */
-    pthread_once(&once, set_log);
-    e->backend = ggml_backend_cpu_init();
-    if (e->backend == NULL)
-        return error_set(err, E_NOMEM, "ggml's CPU back end does not start");
-    int n_threads = (int)e->options.n_threads;
-    if (n_threads > 1) {
-        /* A pool of our own: without one ggml makes threads anew in every step. */
-        struct ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
-        e->threadpool = ggml_threadpool_new(&params);
-        if (e->threadpool == NULL)
-            return error_set(err, E_NOMEM, "cannot start %d compute threads", n_threads);
-        ggml_backend_cpu_set_threadpool(e->backend, e->threadpool);
-    }
-    ggml_backend_cpu_set_n_threads(e->backend, n_threads);
-    ggml_backend_cpu_set_abort_callback(e->backend, must_stop, e);
-    e->allocator = ggml_gallocr_new(ggml_backend_get_default_buffer_type(e->backend));
-    return e->allocator != NULL ? 0 : error_set(err, E_NOMEM, "out of memory");
+    ggml_backend_dev_t device;
+    int rc = compute_find(e->options.device, &device, err);
+    if (rc == 0)
+        rc = compute_open(&e->compute, device, e->options.n_threads, err);
+    if (rc != 0)
+        return rc;
+    ggml_backend_cpu_set_abort_callback(e->compute.cpu, must_stop, e);
+    choose_target(e);
+    return 0;
 }
 
 /* Which ranks of the stage add something to each sum: every rank can work that out, as shards are
@@ -109,14 +122,15 @@ static int reserve_graph_memory(struct engine *e, struct error *err)
     /* Logits of a whole batch are rare (scoring) and large: the buffer grows if they are asked for.
      */
     struct graph_shape shape = {.n_tokens = n_tokens, .n_outputs = 1, .n_parts = 1};
-    shape.part[0] = (struct graph_part){.n_tokens = n_tokens, .n_kv = e->kv.shape.n_ctx};
+    shape.part[0] = (struct graph_part){
+        .n_tokens = n_tokens, .n_kv = e->kv.shape.n_ctx, .is_gathered = e->kv.is_on_device};
     int rc = graph_build(&e->graph, &e->builder, &shape, err);
     if (rc != 0)
         return rc;
-    if (!ggml_gallocr_reserve(e->allocator, e->graph.cgraph))
-        return error_set(err, E_NOMEM, "no memory for graph buffers");
+    rc = compute_reserve(&e->compute, e->graph.cgraph,
+                         graph_n_tensors_max(&e->builder, e->options.n_slots), err);
     graph_done(&e->graph);
-    return 0;
+    return rc;
 }
 
 uint32_t engine_default_n_ctx(const struct model *model)
@@ -164,12 +178,20 @@ static int load_weights(struct engine *e, struct error *err)
 {
     struct weights *kept = e->options.kept;
     e->options.kept = NULL;
-    int rc = weights_load(e->model, &e->shard, !e->options.no_repack, kept, &e->weights, err);
-    e->builder.weights = e->weights;
-    if (rc == 0 && e->weights->bytes_repacked > e->weights->bytes_mapped + e->weights->bytes_plain)
+    const struct weights_target target = {.device = compute_device(&e->compute),
+                                          .repack = !e->options.no_repack};
+    int rc = weights_load(e->model, &e->shard, &target, kept, &e->weights, err);
+    if (rc != 0)
+        return rc;
+    const struct weights *w = e->builder.weights = e->weights;
+    if (target.device != NULL) {
+        if (w->n_matrices_beside == 0)
+            compute_use_one_thread(&e->compute);
+    } else if (w->bytes_repacked > w->bytes_mapped + w->bytes_packed + w->bytes_plain) {
         e->builder.padding =
             (struct graph_padding){.fours = true, .sixteens = ggml_cpu_has_avx512() != 0};
-    return rc;
+    }
+    return 0;
 }
 
 static int open_kv_cache(struct engine *e, struct error *err)
@@ -177,8 +199,8 @@ static int open_kv_cache(struct engine *e, struct error *err)
     const struct engine_options *o = &e->options;
     struct kv_shape shape;
     kv_shape_plan(&shape, e->model->config.n_layer, o->n_slots, o->n_ctx, o->n_kv_tokens,
-                  o->kv_type == KV_Q8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16);
-    return kv_cache_init(&e->kv, e->model, &e->shard, &shape, err);
+                  kv_ggml_type(e));
+    return kv_cache_init(&e->kv, e->model, &e->shard, &shape, compute_device(&e->compute), err);
 }
 
 static int open_engine(struct engine *e, const struct split *split, uint32_t rank,
@@ -203,8 +225,6 @@ static int open_engine(struct engine *e, const struct split *split, uint32_t ran
         .kv = &e->kv,
         .attention = {.scale = config->attn_scale},
         .attention_window = {.scale = config->attn_scale, .window = config->window}};
-    e->attends_by_row = e->options.kv_type == KV_F16 &&
-                        attention_can(GGML_TYPE_F16, config->head_dim, config->n_head);
 
     rc = open_backend(e, err);
     if (rc == 0)
@@ -254,12 +274,9 @@ void engine_close(struct engine *e)
     if (e == NULL)
         return;
     graph_done(&e->graph);
-    if (e->allocator != NULL)
-        ggml_gallocr_free(e->allocator);
-    if (e->backend != NULL)
-        ggml_backend_free(e->backend);
-    if (e->threadpool != NULL)
-        ggml_threadpool_free(e->threadpool);
+    compute_close(&e->compute);
+    free(e->logits.copy);
+    free(e->hidden_out.copy);
     free(e->sampling);
     free(e->rows);
     free(e->reduces);
@@ -325,14 +342,16 @@ const int32_t *engine_slot_tokens(const struct engine *e, uint32_t slot)
 
 void engine_get_info(const struct engine *e, struct engine_info *ret_info)
 {
+    const struct weights *w = e->weights;
+    ggml_backend_dev_t device = compute_device(&e->compute);
     *ret_info = (struct engine_info){
-        .weight_bytes =
-            e->weights->bytes_mapped + e->weights->bytes_repacked + e->weights->bytes_plain,
-        .weight_bytes_mapped = e->weights->bytes_mapped,
-        .weight_bytes_repacked = e->weights->bytes_repacked,
-        .weight_bytes_kept = e->weights->bytes_kept,
-        .kv_bytes = e->kv.pool.bytes,
-        .compute_bytes = ggml_gallocr_get_buffer_size(e->allocator, 0),
+        .weight_bytes = weights_bytes(w),
+        .weight_bytes_mapped = w->bytes_mapped,
+        .weight_bytes_repacked = w->bytes_packed + w->bytes_repacked,
+        .weight_bytes_kept = w->bytes_kept,
+        .weight_bytes_device = w->bytes_device,
+        .kv_bytes = kv_cache_bytes(&e->kv),
+        .compute_bytes = compute_graph_bytes(&e->compute),
         .n_ctx = e->kv.shape.n_ctx,
         .n_slots = e->options.n_slots,
         .n_batch = e->options.n_batch,
@@ -341,6 +360,8 @@ void engine_get_info(const struct engine *e, struct engine_info *ret_info)
         .n_blocks = e->kv.shape.n_blocks,
         .n_attached_max = e->kv.shape.n_attached_max,
     };
+    snprintf(ret_info->device, sizeof(ret_info->device), "%s",
+             device != NULL ? ggml_backend_dev_name(device) : "cpu");
 }
 
 void engine_get_timing(const struct engine *e, struct engine_timing *ret_timing)

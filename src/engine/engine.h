@@ -25,6 +25,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum { ENGINE_DEVICE_BYTES = 64 };
+
 struct engine;  /* opaque */
 struct weights; /* engine/weights.h */
 
@@ -35,7 +37,11 @@ struct engine_options {
     uint32_t n_batch;   /* tokens in one step at most; 0: 512; at most LIMIT_BATCH_TOKENS */
     uint32_t n_kv_tokens; /* tokens that the pool holds, rounded up to blocks; 0: n_slots * n_ctx */
     enum kv_type kv_type;
-    bool no_repack;       /* keep weights as in the file: for tests */
+    bool no_repack; /* keep weights as in the file: mapped where that is possible, so that
+                       they may be larger than memory, and slower */
+    char device[ENGINE_DEVICE_BYTES]; /* what computes: "" or "cpu": the processors; "auto": the
+                                         first GPU, else the processors; else a name that
+                                         engine/devices.h lists. Ranks need not agree. */
     struct weights *kept; /* of an earlier engine for the same model (engine_close_keeping): what
                              fits the new shard is used where it lies. Taken, also on failure; NULL:
                              none */
@@ -125,13 +131,15 @@ struct engine_info {
     uint64_t weight_bytes;        /* memory that holds weights, mapped and copied */
     uint64_t weight_bytes_mapped; /* of these: pages of the file */
     uint64_t weight_bytes_repacked;
-    uint64_t weight_bytes_kept; /* of these: what options.kept had */
-    uint64_t kv_bytes;          /* of the pool, when all blocks are in use */
-    uint64_t compute_bytes;     /* graph buffers */
+    uint64_t weight_bytes_kept;   /* of these: what options.kept had */
+    uint64_t weight_bytes_device; /* of these: in the device's memory */
+    uint64_t kv_bytes;            /* of the pool, when all blocks are in use */
+    uint64_t compute_bytes;       /* graph buffers */
     uint32_t n_ctx, n_slots, n_batch, n_threads;
     uint32_t block_tokens, n_blocks; /* the same on all ranks of an instance */
     uint32_t n_attached_max; /* blocks in all slots together, a shared one counted in each, until
                                 the slot is attached again; likewise the same on all ranks */
+    char device[ENGINE_DEVICE_BYTES]; /* its name; "cpu": the processors */
 };
 void engine_get_info(const struct engine *e, struct engine_info *ret_info);
 

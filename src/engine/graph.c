@@ -1,7 +1,9 @@
 #include "engine/graph.h"
 
 #include "base/clock.h"
+#include "engine/kv_device.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* Everything one build needs at hand. Shapes in comments are [outer]..[inner], as C arrays would
@@ -11,6 +13,7 @@ struct build {
     const struct model_config *config;
     struct graph *g;
     struct ggml_context *ctx;
+    struct ggml_tensor *rounded_from, *rounded; /* the last input of packed weights, for others */
 };
 
 bool graph_shape_equal(const struct graph_shape *a, const struct graph_shape *b)
@@ -25,6 +28,21 @@ static uint32_t pad_rows(const struct graph_padding *p, uint32_t n)
     if (p->sixteens && left >= 10)
         return n - left + 16;
     return p->fours && left % 4 >= 2 ? n - left % 4 + 4 : n;
+}
+
+/* ---- weights ---- */
+
+/* cur [rows][columns] times weight [outputs][columns]: [rows][outputs]. */
+static struct ggml_tensor *build_product(struct build *x, struct ggml_tensor *weight,
+                                         struct ggml_tensor *cur)
+{
+    if (!multiply_is_packed(weight))
+        return ggml_mul_mat(x->ctx, weight, cur);
+    if (x->rounded_from != cur) {
+        x->rounded_from = cur;
+        x->rounded = multiply_quantize(x->ctx, cur);
+    }
+    return multiply_build(x->ctx, weight, x->rounded, &x->g->tickets[x->g->n_tickets++]);
 }
 
 /* ---- sums over the ranks ---- */
@@ -50,6 +68,17 @@ static void reduce_in_place(struct ggml_tensor *dst, const struct ggml_tensor *p
         run_reduce(dst, arg);
 }
 
+/* What comes from a device is a copy that the scheduler may give to others. */
+static void reduce_copied(struct ggml_tensor *dst, const struct ggml_tensor *partial, int ith,
+                          int nth, void *arg)
+{
+    (void)nth;
+    if (ith != 0)
+        return;
+    memcpy(dst->data, partial->data, ggml_nbytes(dst));
+    run_reduce(dst, arg);
+}
+
 static void reduce_receive_only(struct ggml_tensor *dst, int ith, int nth, void *arg)
 {
     (void)nth;
@@ -68,11 +97,14 @@ static struct ggml_tensor *build_reduce(struct build *x, struct ggml_tensor *par
 {
     if (reduce == NULL)
         return partial;
-    struct ggml_tensor *sum =
-        partial != NULL
-            ? ggml_map_custom1_inplace(x->ctx, partial, reduce_in_place, 1, reduce)
-            : ggml_custom_4d(x->ctx, GGML_TYPE_F32, order_after->ne[0], order_after->ne[1], 1, 1,
+    struct ggml_tensor *sum;
+    if (partial == NULL)
+        sum = ggml_custom_4d(x->ctx, GGML_TYPE_F32, order_after->ne[0], order_after->ne[1], 1, 1,
                              &order_after, 1, reduce_receive_only, 1, reduce);
+    else if (x->b->target == GRAPH_CPU)
+        sum = ggml_map_custom1_inplace(x->ctx, partial, reduce_in_place, 1, reduce);
+    else
+        sum = ggml_map_custom1(x->ctx, partial, reduce_copied, 1, reduce);
     sum->extra = (void *)(uintptr_t)n; /* ours to use: a CPU tensor has none */
     return sum;
 }
@@ -90,7 +122,7 @@ static struct ggml_tensor *build_heads(struct build *x, struct ggml_tensor *cur,
                                        struct ggml_tensor *weight, struct ggml_tensor *bias,
                                        struct ggml_tensor *norm)
 {
-    cur = ggml_mul_mat(x->ctx, weight, cur);
+    cur = build_product(x, weight, cur);
     if (bias != NULL)
         cur = ggml_add(x->ctx, cur, bias);
     cur = ggml_reshape_3d(x->ctx, cur, x->config->head_dim, cur->ne[0] / x->config->head_dim,
@@ -108,30 +140,51 @@ static struct ggml_tensor *build_rope(struct build *x, struct ggml_tensor *heads
                          model_layer_rope_scale(m, layer), 0.0f, 1.0f, 32.0f, 1.0f);
 }
 
+/* The cells of a part in a layer's K or V, by head: [n_kv_heads][n_kv][head_dim], in place or put
+ * together. */
+static struct ggml_tensor *build_cells(struct build *x, struct ggml_tensor *cache, uint32_t index)
+{
+    const struct graph_part *part = &x->g->shape.part[index];
+    int64_t head_dim = x->config->head_dim;
+    size_t offset = part->cell_first * cache->nb[1];
+    if (part->is_gathered)
+        cache = kv_device_gather(x->ctx, x->b->kv, cache, x->g->blocks[index]);
+    return ggml_view_3d(x->ctx, cache, head_dim, part->n_kv, cache->ne[0] / head_dim, cache->nb[1],
+                        ggml_row_size(cache->type, head_dim), offset);
+}
+
+/* Attention from its parts, where a device lacks the fused one: q [n_heads][n][head_dim], k and v
+ * [n_kv_heads][n_kv][head_dim]. Returns [n][n_heads][head_dim]. */
+static struct ggml_tensor *build_plain_attention(struct build *x, struct ggml_tensor *q,
+                                                 struct ggml_tensor *k, struct ggml_tensor *v,
+                                                 struct ggml_tensor *mask)
+{
+    struct ggml_tensor *weights = ggml_mul_mat(x->ctx, k, q);
+    ggml_mul_mat_set_prec(weights, GGML_PREC_F32);
+    weights = ggml_soft_max_ext(x->ctx, weights, mask, x->config->attn_scale, 0.0f);
+    v = ggml_cont(x->ctx, ggml_transpose(x->ctx, v));
+    struct ggml_tensor *out = ggml_mul_mat(x->ctx, v, weights);
+    return ggml_cont(x->ctx, ggml_permute(x->ctx, out, 0, 2, 1, 3));
+}
+
 /* Attention of one part: rows [row, row + n) of q against its slot's cells. Returns [n][n_heads *
  * head_dim]. */
 static struct ggml_tensor *build_attention_part(struct build *x, struct ggml_tensor *q,
                                                 uint32_t index, uint32_t row, uint32_t local_layer,
                                                 bool has_window)
 {
-    const struct graph_part *part = &x->g->shape.part[index];
-    const struct kv_cache *kv = x->b->kv;
-    struct ggml_tensor *k = kv->k[local_layer], *v = kv->v[local_layer];
-    int64_t head_dim = x->config->head_dim, n_kv_heads = k->ne[0] / head_dim;
-    size_t head_bytes = ggml_row_size(k->type, head_dim),
-           slot_offset = part->slot * kv->shape.n_ctx * k->nb[1];
-
-    struct ggml_tensor *q_part = ggml_view_3d(x->ctx, q, head_dim, q->ne[1], part->n_tokens,
-                                              q->nb[1], q->nb[2], row * q->nb[2]);
-    struct ggml_tensor *k_part = ggml_view_3d(x->ctx, k, head_dim, part->n_kv, n_kv_heads, k->nb[1],
-                                              head_bytes, slot_offset);
-    struct ggml_tensor *v_part = ggml_view_3d(x->ctx, v, head_dim, part->n_kv, n_kv_heads, v->nb[1],
-                                              head_bytes, slot_offset);
+    uint32_t n = x->g->shape.part[index].n_tokens;
+    struct ggml_tensor *k = build_cells(x, x->b->kv->k[local_layer], index),
+                       *v = build_cells(x, x->b->kv->v[local_layer], index),
+                       *mask = has_window ? x->g->mask_window[index] : x->g->mask[index];
+    struct ggml_tensor *q_part =
+        ggml_view_3d(x->ctx, q, q->ne[0], q->ne[1], n, q->nb[1], q->nb[2], row * q->nb[2]);
+    q_part = ggml_permute(x->ctx, q_part, 0, 2, 1, 3);
     struct ggml_tensor *out =
-        ggml_flash_attn_ext(x->ctx, ggml_permute(x->ctx, q_part, 0, 2, 1, 3), k_part, v_part,
-                            has_window ? x->g->mask_window[index] : x->g->mask[index],
-                            x->config->attn_scale, 0.0f, 0.0f);
-    return ggml_reshape_2d(x->ctx, out, head_dim * q->ne[1], part->n_tokens);
+        x->b->target == GRAPH_NO_FLASH
+            ? build_plain_attention(x, q_part, k, v, mask)
+            : ggml_flash_attn_ext(x->ctx, q_part, k, v, mask, x->config->attn_scale, 0.0f, 0.0f);
+    return ggml_reshape_2d(x->ctx, out, q->ne[0] * q->ne[1], n);
 }
 
 /* Attention of the single rows [row, row + n). When the step has nothing else, there is a row for
@@ -145,6 +198,39 @@ static struct ggml_tensor *build_attention_rows(struct build *x, struct ggml_ten
     return attention_build(x->ctx, q, kv->k[local_layer], kv->v[local_layer], x->g->cells,
                            x->g->positions, rows,
                            has_window ? &x->b->attention_window : &x->b->attention);
+}
+
+/* What the parts' attention gives, one after another, is put together pair by pair. */
+static struct ggml_tensor *join(struct build *x, struct ggml_tensor **part, uint32_t n)
+{
+    for (uint32_t step = 1; step < n; step *= 2)
+        for (uint32_t i = 0; i + step < n; i += 2 * step)
+            part[i] = ggml_concat(x->ctx, part[i], part[i + step], 1);
+    return part[0];
+}
+
+/* Attention of all rows of q. Returns [n][n_heads * head_dim]. */
+static struct ggml_tensor *build_all_parts(struct build *x, struct ggml_tensor *q,
+                                           uint32_t local_layer, bool has_window)
+{
+    /* What a part's attention gives goes where its queries were, which nobody needs any more; but
+     * not every device can do that. */
+    struct ggml_tensor *out = ggml_reshape_2d(x->ctx, q, q->ne[0] * q->ne[1], q->ne[2]);
+    struct ggml_tensor *parts[LIMIT_SLOTS];
+    size_t row_bytes = out->nb[1];
+    uint32_t n_parts = x->g->shape.n_parts;
+    for (uint32_t i = 0, row = 0; i < n_parts; row += x->g->shape.part[i++].n_tokens) {
+        const struct graph_part *p = &x->g->shape.part[i];
+        parts[i] = p->n_kv == 0
+                       ? build_attention_rows(x, q, p->n_tokens, row, local_layer, has_window)
+                       : build_attention_part(x, q, i, row, local_layer, has_window);
+        if (x->b->target != GRAPH_CPU)
+            continue;
+        out = parts[i]->ne[1] == q->ne[2]
+                  ? parts[i]
+                  : ggml_set_2d_inplace(x->ctx, out, parts[i], row_bytes, row * row_bytes);
+    }
+    return x->b->target == GRAPH_CPU ? out : join(x, parts, n_parts);
 }
 
 /* rows [rows][width], of which those of the step's tokens go into the cache. Expanded here, so that
@@ -169,7 +255,7 @@ static struct ggml_tensor *build_attention(struct build *x, struct ggml_tensor *
 
     struct ggml_tensor *k =
         build_heads(x, cur, w[ROLE_ATTN_K], w[ROLE_ATTN_K_BIAS], w[ROLE_ATTN_K_NORM]);
-    struct ggml_tensor *v = ggml_mul_mat(x->ctx, w[ROLE_ATTN_V], cur);
+    struct ggml_tensor *v = build_product(x, w[ROLE_ATTN_V], cur);
     if (w[ROLE_ATTN_V_BIAS] != NULL)
         v = ggml_add(x->ctx, v, w[ROLE_ATTN_V_BIAS]);
     k = build_rope(x, k, layer);
@@ -183,19 +269,7 @@ static struct ggml_tensor *build_attention(struct build *x, struct ggml_tensor *
         build_heads(x, cur, w[ROLE_ATTN_Q], w[ROLE_ATTN_Q_BIAS], w[ROLE_ATTN_Q_NORM]);
     q = build_rope(x, q, layer);
     bool has_window = model_layer_has_window(x->b->model, layer);
-    /* What a part's attention gives goes where its queries were, which nobody needs any more. */
-    struct ggml_tensor *out = ggml_reshape_2d(x->ctx, q, q->ne[0] * q->ne[1], q->ne[2]);
-    size_t row_bytes = out->nb[1];
-    for (uint32_t i = 0, row = 0; i < x->g->shape.n_parts; row += x->g->shape.part[i++].n_tokens) {
-        const struct graph_part *p = &x->g->shape.part[i];
-        struct ggml_tensor *part =
-            p->n_kv == 0 ? build_attention_rows(x, q, p->n_tokens, row, local_layer, has_window)
-                         : build_attention_part(x, q, i, row, local_layer, has_window);
-        out = part->ne[1] == q->ne[2]
-                  ? part
-                  : ggml_set_2d_inplace(x->ctx, out, part, row_bytes, row * row_bytes);
-    }
-    return ggml_mul_mat(x->ctx, w[ROLE_ATTN_OUT], out);
+    return build_product(x, w[ROLE_ATTN_OUT], build_all_parts(x, q, local_layer, has_window));
 }
 
 /* cur [n][n_embd], already normed. Returns this rank's part, or NULL when it holds no columns of
@@ -205,12 +279,12 @@ static struct ggml_tensor *build_ffn(struct build *x, struct ggml_tensor *cur, u
     struct ggml_tensor **w = x->b->weights->layer[local_layer];
     if (w[ROLE_FFN_DOWN] == NULL)
         return NULL;
-    struct ggml_tensor *gate = ggml_mul_mat(x->ctx, w[ROLE_FFN_GATE], cur);
-    struct ggml_tensor *up = ggml_mul_mat(x->ctx, w[ROLE_FFN_UP], cur);
+    struct ggml_tensor *gate = build_product(x, w[ROLE_FFN_GATE], cur);
+    struct ggml_tensor *up = build_product(x, w[ROLE_FFN_UP], cur);
     struct ggml_tensor *hidden = x->b->model->arch->activation == ARCH_SILU
                                      ? ggml_swiglu_split(x->ctx, gate, up)
                                      : ggml_geglu_split(x->ctx, gate, up);
-    return ggml_mul_mat(x->ctx, w[ROLE_FFN_DOWN], hidden);
+    return build_product(x, w[ROLE_FFN_DOWN], hidden);
 }
 
 /* One transformer block. output_rows: the rows to go on with after attention, or NULL for all. */
@@ -269,6 +343,9 @@ static void build_inputs(struct build *x)
         const struct graph_part *part = &g->shape.part[i];
         if (part->n_kv == 0)
             continue;
+        if (part->is_gathered)
+            g->blocks[i] =
+                new_input(x, GGML_TYPE_I32, part->n_kv / x->b->kv->shape.block_tokens, 1);
         g->mask[i] = new_input(x, GGML_TYPE_F16, part->n_kv, part->n_tokens);
         if (x->config->window != 0)
             g->mask_window[i] = new_input(x, GGML_TYPE_F16, part->n_kv, part->n_tokens);
@@ -308,18 +385,33 @@ static void build_forward(struct build *x)
             ggml_build_forward_expand(g->cgraph, cur); /* the sums inside still have to run */
             return;
         }
-        cur = g->logits = ggml_mul_mat(x->ctx, w->global[ROLE_OUTPUT], cur);
+        cur = g->logits = build_product(x, w->global[ROLE_OUTPUT], cur);
     }
     ggml_set_output(cur);
     ggml_build_forward_expand(g->cgraph, cur);
+}
+
+/* Results of operations, views included. */
+static size_t count_nodes_max(const struct graph_builder *b, uint32_t n_parts)
+{
+    static const size_t n_of_part[] = {[GRAPH_CPU] = 8, [GRAPH_DEVICE] = 14, [GRAPH_NO_FLASH] = 20};
+    size_t n_layers = b->shard->layers.end - b->shard->layers.begin;
+    return n_layers * (44 + n_of_part[b->target] * n_parts) + 3 * n_parts + 32;
+}
+
+size_t graph_n_tensors_max(const struct graph_builder *b, uint32_t n_parts)
+{
+    size_t n_layers = b->shard->layers.end - b->shard->layers.begin;
+    return count_nodes_max(b, n_parts) + n_layers * (ROLE_COUNT + 2) + ROLE_FIRST_OF_LAYER +
+           3 * n_parts;
 }
 
 int graph_build(struct graph *g, const struct graph_builder *b, const struct graph_shape *shape,
                 struct error *err)
 {
     graph_done(g);
-    uint32_t n_layers = b->shard->layers.end - b->shard->layers.begin;
-    size_t n_nodes = (size_t)n_layers * (40 + 8 * shape->n_parts) + 2 * shape->n_parts + 32;
+    size_t n_nodes = count_nodes_max(b, shape->n_parts);
+    size_t n_layers = b->shard->layers.end - b->shard->layers.begin;
     struct ggml_init_params params = {.mem_size = n_nodes * ggml_tensor_overhead() +
                                                   ggml_graph_overhead_custom(n_nodes, false),
                                       .no_alloc = true};
@@ -328,7 +420,8 @@ int graph_build(struct graph *g, const struct graph_builder *b, const struct gra
     g->n_output_rows =
         shape->n_outputs == shape->n_tokens ? g->n_rows : pad_rows(&b->padding, shape->n_outputs);
     g->context = ggml_init(params);
-    if (g->context == NULL)
+    g->tickets = calloc(n_layers * ROLE_COUNT + 1, sizeof(*g->tickets));
+    if (g->context == NULL || g->tickets == NULL)
         return error_set(err, E_NOMEM, "out of memory");
     g->cgraph = ggml_new_graph_custom(g->context, n_nodes, false);
     struct build x = {.b = b, .config = &b->model->config, .g = g, .ctx = g->context};
@@ -341,5 +434,6 @@ void graph_done(struct graph *g)
 {
     if (g->context != NULL)
         ggml_free(g->context);
+    free(g->tickets);
     *g = (struct graph){0};
 }

@@ -10,6 +10,7 @@
 #include "comm/comm.h"
 #include "engine/attention.h"
 #include "engine/kv_cache.h"
+#include "engine/multiply.h"
 #include "engine/weights.h"
 #include "model/model.h"
 #include "model/shard.h"
@@ -20,11 +21,11 @@
 #include <stdint.h>
 
 struct graph_part { /* consecutive tokens of one slot; or single rows of any slots, one after
-                       another (engine/attention.h): then slot and n_kv are 0 */
-    uint32_t slot;
+                       another (engine/attention.h): then the others are 0 */
     uint32_t n_tokens;
-    uint32_t
-        n_kv; /* cells that attention looks at: a multiple of KV_PAD that covers the last token */
+    uint32_t n_kv;        /* cells that attention looks at: kv_cache_round_cells of those in use */
+    uint32_t cell_first;  /* of them, which follow each other, unless */
+    uint32_t is_gathered; /* 1: they are in the blocks that graph.blocks names */
 };
 
 struct graph_shape {
@@ -34,7 +35,7 @@ struct graph_shape {
     struct graph_part part[LIMIT_SLOTS];
 };
 
-/* A sum over the ranks of the stage, as the custom operation sees it. */
+/* A sum over the ranks of the stage, as the custom operation sees it: on the processors. */
 struct graph_reduce {
     struct graph_link *link;
     uint64_t mask; /* ranks of the stage that have something to add */
@@ -58,7 +59,14 @@ struct graph_padding {
     bool fours, sixteens;
 };
 
+enum graph_target {                 /* what the graph is for */
+                    GRAPH_CPU,      /* the processors alone */
+                    GRAPH_DEVICE,   /* a device with the processors beside it (compute.h) */
+                    GRAPH_NO_FLASH, /* such a device without ggml's fused attention */
+};
+
 struct graph_builder { /* what does not change between steps; borrows everything */
+    enum graph_target target;
     const struct model *model;
     const struct shard *shard;
     const struct weights *weights;
@@ -78,6 +86,7 @@ struct graph {
     struct ggml_tensor *hidden_in;                /* [n_rows][n_embd] f32, later stages */
     struct ggml_tensor *positions;                /* [n_rows] i32 */
     struct ggml_tensor *cells;                    /* [n_tokens] i64: row of the KV cache */
+    struct ggml_tensor *blocks[LIMIT_SLOTS];      /* [part n_kv / block_tokens] i32 */
     struct ggml_tensor *output_rows;              /* [n_output_rows] i32, last stage */
     struct ggml_tensor *mask[LIMIT_SLOTS];        /* [part n_tokens][n_kv] f16: 0 or -inf */
     struct ggml_tensor *mask_window[LIMIT_SLOTS]; /* likewise for sliding-window layers */
@@ -86,9 +95,13 @@ struct graph {
     struct ggml_tensor *logits;     /* [n_output_rows][vocabulary slice] f32, last stage; NULL
                                        without outputs or slice */
 
-    struct ggml_context *context; /* private */
+    struct ggml_context *context; /* private from here */
+    multiply_tickets *tickets;    /* of the multiplications by packed weights */
+    uint32_t n_tickets;
 };
 
+/* No graph with so many parts has more tensors, weights and inputs included. */
+size_t graph_n_tensors_max(const struct graph_builder *b, uint32_t n_parts);
 bool graph_shape_equal(const struct graph_shape *a, const struct graph_shape *b);
 /* Builds (without allocating tensor data) into g, which is zeroed or holds an older graph. Errors:
  * E_NOMEM. */

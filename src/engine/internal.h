@@ -1,15 +1,21 @@
-/* The engine's own state, shared by its files: engine.c (life, slots), step.c, warm_up.c. */
+/* The engine's own state, shared by its files: engine.c (life, slots), step.c, outputs.c,
+ * warm_up.c. */
 #ifndef SHOAL_ENGINE_INTERNAL_H
 #define SHOAL_ENGINE_INTERNAL_H
 
+#include "engine/compute.h"
 #include "engine/engine.h"
 #include "engine/graph.h"
 #include "engine/kv_cache.h"
 #include "engine/weights.h"
 
-#include <ggml-alloc.h>
-#include <ggml-backend.h>
 #include <stdatomic.h>
+
+struct engine_output { /* rows of f32 that the graph gives, where the processors can read them */
+    const float *rows; /* NULL: none */
+    float *copy;       /* of what a device has computed */
+    size_t copy_bytes;
+};
 
 struct engine {
     const struct model *model;
@@ -20,14 +26,13 @@ struct engine {
     struct kv_cache kv;
     struct sampling *sampling; /* [n_slots] */
 
-    ggml_backend_t backend;
-    struct ggml_threadpool *threadpool;
-    ggml_gallocr_t allocator;
+    struct compute compute;
     struct graph_builder builder;
     bool attends_by_row; /* few rows of a sequence: engine/attention.h */
     struct graph_link link;
     struct graph graph;
-    struct graph_reduce *reduces; /* [2 * shard layers]: attention, then feed-forward */
+    struct graph_reduce *reduces;            /* [2 * shard layers]: attention, then feed-forward */
+    struct engine_output logits, hidden_out; /* of the last step */
 
     struct sampler *sampler;
     struct step_row *rows; /* [n_batch] */
@@ -45,6 +50,12 @@ struct engine {
  * it. Without anything of the other ranks. */
 int engine_prepare(struct engine *e, const struct step *step, struct error *err);
 int engine_compute(struct engine *e, struct error *err);
+
+/* Brings what the graph has computed to where the processors can read it: outputs.c. Errors:
+ * E_NOMEM. */
+int engine_fetch_outputs(struct engine *e, struct error *err);
+
+bool engine_must_stop(const struct engine *e);
 
 /* Runs a step of every kind by itself, and leaves no trace of it but warm memory. */
 int engine_warm_up(struct engine *e, struct error *err);

@@ -1,6 +1,6 @@
 #include "engine/kv_cache.h"
 
-#include "engine/memory.h"
+#include "engine/kv_device.h"
 
 #include <ggml-cpu.h>
 #include <stdlib.h>
@@ -52,13 +52,8 @@ static int check_type(const struct kv_cache *kv, const struct model *m, struct e
                      m->config.head_dim, ggml_type_name(kv->shape.type), (long long)block);
 }
 
-static int64_t layer_width(const struct model *m, const struct shard *s, uint32_t i)
-{
-    return (int64_t)m->config.head_dim * (s->layer[i].kv_heads.end - s->layer[i].kv_heads.begin);
-}
-
-static int make_tensors(struct kv_cache *kv, const struct model *m, const struct shard *s,
-                        struct error *err)
+/* Rows of K and V alternate in a view. */
+static int make_views(struct kv_cache *kv, const int64_t *width, struct error *err)
 {
     if (kv->pool.bytes == 0)
         return 0;
@@ -66,24 +61,66 @@ static int make_tensors(struct kv_cache *kv, const struct model *m, const struct
     if (kv->buffer == NULL)
         return error_set(err, E_NOMEM, "out of memory");
     int64_t n_cells = (int64_t)kv->shape.n_ctx * kv->shape.n_slots;
-    for (uint32_t i = 0; i < kv->pool.n_layers; i++) {
-        int64_t width = layer_width(m, s, i);
-        if (width == 0)
+    for (uint32_t i = 0; i < kv->n_layers; i++) {
+        if (width[i] == 0)
             continue;
         const struct kv_pool_layer *layer = &kv->pool.layer[i];
         struct ggml_tensor *both[2];
         for (int j = 0; j < 2; j++) {
-            both[j] = ggml_new_tensor_2d(kv->context, kv->shape.type, width, n_cells);
+            both[j] = ggml_new_tensor_2d(kv->context, kv->shape.type, width[i], n_cells);
             both[j]->nb[1] = layer->row_bytes;
             both[j]->nb[2] = both[j]->nb[3] = layer->row_bytes * (size_t)n_cells;
             ggml_backend_tensor_alloc(kv->buffer, both[j],
                                       layer->view +
-                                          (size_t)j * ggml_row_size(kv->shape.type, width));
+                                          (size_t)j * ggml_row_size(kv->shape.type, width[i]));
         }
         kv->k[i] = both[0];
         kv->v[i] = both[1];
     }
     return 0;
+}
+
+static int make_mapped(struct kv_cache *kv, const int64_t *width, struct error *err)
+{
+    size_t *row_bytes = calloc(kv->n_layers + 1, sizeof(*row_bytes));
+    if (row_bytes == NULL)
+        return error_set(err, E_NOMEM, "out of memory");
+    for (uint32_t i = 0; i < kv->n_layers; i++)
+        row_bytes[i] = 2 * ggml_row_size(kv->shape.type, width[i]);
+    int rc = kv_pool_init(&kv->pool, row_bytes, kv->n_layers, kv->shape.n_slots, kv->shape.n_ctx,
+                          kv->shape.n_blocks, kv->shape.block_tokens, err);
+    free(row_bytes);
+    return rc == 0 ? make_views(kv, width, err) : rc;
+}
+
+/* Elements of a row of each layer; the caller frees them. */
+static int64_t *list_widths(const struct model *m, const struct shard *s, uint32_t n_layers)
+{
+    int64_t *width = calloc(n_layers + 1, sizeof(*width));
+    for (uint32_t i = 0; width != NULL && i < n_layers; i++)
+        width[i] =
+            (int64_t)m->config.head_dim * (s->layer[i].kv_heads.end - s->layer[i].kv_heads.begin);
+    return width;
+}
+
+static int make_tensors(struct kv_cache *kv, const struct model *m, const struct shard *s,
+                        ggml_backend_dev_t device, struct error *err)
+{
+    struct ggml_init_params params = {
+        .mem_size = (2 * (size_t)kv->n_layers + 1) * ggml_tensor_overhead(), .no_alloc = true};
+    int64_t *width = list_widths(m, s, kv->n_layers);
+    kv->context = ggml_init(params);
+    kv->k = calloc(kv->n_layers + 1, sizeof(struct ggml_tensor *));
+    kv->v = calloc(kv->n_layers + 1, sizeof(struct ggml_tensor *));
+    int rc;
+    if (kv->context == NULL || kv->k == NULL || kv->v == NULL || width == NULL)
+        rc = error_set(err, E_NOMEM, "out of memory");
+    else if (device != NULL)
+        rc = kv_device_init(kv, width, kv->n_layers, device, err);
+    else
+        rc = make_mapped(kv, width, err);
+    free(width);
+    return rc;
 }
 
 static int make_slots(struct kv_cache *kv, struct error *err)
@@ -103,37 +140,15 @@ static int make_slots(struct kv_cache *kv, struct error *err)
     return 0;
 }
 
-static int make_pool(struct kv_cache *kv, const struct model *m, const struct shard *s,
-                     struct error *err)
-{
-    uint32_t n_layers = s->layers.end - s->layers.begin;
-    struct ggml_init_params params = {
-        .mem_size = (2 * (size_t)n_layers + 1) * ggml_tensor_overhead(), .no_alloc = true};
-    kv->context = ggml_init(params);
-    kv->k = calloc(n_layers + 1, sizeof(struct ggml_tensor *));
-    kv->v = calloc(n_layers + 1, sizeof(struct ggml_tensor *));
-    size_t *row_bytes = calloc(n_layers + 1, sizeof(*row_bytes));
-    int rc = 0;
-    if (kv->context == NULL || kv->k == NULL || kv->v == NULL || row_bytes == NULL)
-        rc = error_set(err, E_NOMEM, "out of memory");
-    for (uint32_t i = 0; rc == 0 && i < n_layers; i++)
-        row_bytes[i] = 2 * ggml_row_size(kv->shape.type, layer_width(m, s, i));
-    if (rc == 0)
-        rc = kv_pool_init(&kv->pool, row_bytes, n_layers, kv->shape.n_slots, kv->shape.n_ctx,
-                          kv->shape.n_blocks, kv->shape.block_tokens, err);
-    free(row_bytes);
-    return rc;
-}
-
 int kv_cache_init(struct kv_cache *kv, const struct model *m, const struct shard *s,
-                  const struct kv_shape *shape, struct error *err)
+                  const struct kv_shape *shape, ggml_backend_dev_t device, struct error *err)
 {
-    *kv = (struct kv_cache){.shape = *shape};
+    *kv = (struct kv_cache){.shape = *shape,
+                            .is_on_device = device != NULL,
+                            .n_layers = s->layers.end - s->layers.begin};
     int rc = check_type(kv, m, err);
     if (rc == 0)
-        rc = make_pool(kv, m, s, err);
-    if (rc == 0)
-        rc = make_tensors(kv, m, s, err);
+        rc = make_tensors(kv, m, s, device, err);
     if (rc == 0)
         rc = make_slots(kv, err);
     if (rc != 0)
@@ -157,6 +172,13 @@ void kv_cache_done(struct kv_cache *kv)
     free(kv->k);
     free(kv->v);
     *kv = (struct kv_cache){0};
+}
+
+uint64_t kv_cache_bytes(const struct kv_cache *kv)
+{
+    if (!kv->is_on_device)
+        return kv->pool.bytes;
+    return kv->buffer != NULL ? ggml_backend_buffer_get_size(kv->buffer) : 0;
 }
 
 /* ---- checks ---- */
@@ -356,7 +378,10 @@ int kv_cache_copy(struct kv_cache *kv, uint32_t from, uint32_t to, uint32_t n_to
         return error_set(err, E_INVALID, "%u tokens of KV block %u, which holds %u, to block %u",
                          n_tokens, from, kv->block[from].n_tokens, to);
     give_up_others(kv, 0, to);
-    kv_pool_copy(&kv->pool, from, to, n_tokens);
+    if (kv->is_on_device)
+        kv_device_copy(kv, from, to, n_tokens);
+    else
+        kv_pool_copy(&kv->pool, from, to, n_tokens);
     uint32_t block_tokens = kv->shape.block_tokens;
     memcpy(kv->block_tokens + (size_t)to * block_tokens,
            kv->block_tokens + (size_t)from * block_tokens, n_tokens * sizeof(int32_t));
@@ -399,4 +424,31 @@ void kv_cache_append(struct kv_cache *kv, uint32_t slot, const int32_t *tokens, 
         tokens += n_here;
         n -= n_here;
     }
+}
+
+/* ---- cells ---- */
+
+uint32_t kv_cache_cell(const struct kv_cache *kv, uint32_t slot, uint32_t position)
+{
+    uint32_t block_tokens = kv->shape.block_tokens;
+    if (!kv->is_on_device)
+        return slot * kv->shape.n_ctx + position;
+    return kv->slot[slot].blocks[position / block_tokens] * block_tokens + position % block_tokens;
+}
+
+uint32_t kv_cache_round_cells(const struct kv_cache *kv, uint32_t n)
+{
+    /* On a device whole blocks are put together. */
+    uint32_t unit =
+        kv->is_on_device && kv->shape.block_tokens > KV_PAD ? kv->shape.block_tokens : KV_PAD;
+    return (n + unit - 1) / unit * unit;
+}
+
+bool kv_cache_is_contiguous(const struct kv_cache *kv, uint32_t slot, uint32_t n)
+{
+    const uint32_t *blocks = kv->slot[slot].blocks;
+    for (uint32_t i = 1; kv->is_on_device && i <= (n - 1) / kv->shape.block_tokens; i++)
+        if (blocks[i] != blocks[i - 1] + 1)
+            return false;
+    return true;
 }

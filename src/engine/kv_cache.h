@@ -1,7 +1,9 @@
 /*
  * The KV cache of a shard: for each layer the keys and values of its KV heads, and which blocks of
- * the pool are in which slot. The cell of a token is its place in the slot's view, which is its
- * position, so what a sequence computes does not depend on which other sequences share the step.
+ * the pool are in which slot. On the processors a slot has a view in which its blocks lie one after
+ * another (kv_pool.h); on a device its tokens are where its blocks are (kv_device.h). Attention of
+ * a sequence sees its own cells only, so what it computes does not depend on which others share the
+ * step.
  *
  * Ranks of an instance hold different layers and heads but the same blocks with the same numbers:
  * how many there are and how large they are is a function of the whole model and the options.
@@ -17,6 +19,7 @@
 
 #include <ggml-backend.h>
 #include <ggml.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 enum {
@@ -45,15 +48,18 @@ struct kv_slot {
 };
 
 struct kv_cache {
-    struct ggml_tensor **k, **v; /* [shard layers] of [head_dim * kv heads][n_slots * n_ctx]; NULL
-                                    for a layer without KV heads. Rows of both alternate in
-                                    memory. */
+    struct ggml_tensor **k, **v; /* [shard layers] of [head_dim * kv heads][cells]; NULL for a layer
+                                    without KV heads. A cell is a row: in memory of the processors
+                                    there are [n_slots][n_ctx], and rows of both alternate; on a
+                                    device they are those of the blocks. */
     struct kv_shape shape;
     struct kv_slot *slot;   /* [n_slots] */
     struct kv_block *block; /* [n_blocks] */
     int32_t *block_tokens;  /* [n_blocks][block_tokens]: the tokens that they hold */
     uint32_t n_attached;    /* blocks in all slots together */
-    struct kv_pool pool;
+    struct kv_pool pool;    /* empty on a device: there all lies in `buffer` */
+    bool is_on_device;
+    uint32_t n_layers;
 
     /* private from here */
     struct ggml_context *context;
@@ -64,10 +70,13 @@ struct kv_cache {
 void kv_shape_plan(struct kv_shape *s, uint32_t n_layer, uint32_t n_slots, uint32_t n_ctx,
                    uint32_t n_tokens, enum ggml_type type);
 
-/* Errors: E_NOMEM, E_LIMIT, E_UNSUPPORTED (head size and type). Owns: the caller, kv_cache_done. */
+/* device: where it lies; NULL: in memory of the processors. Errors: E_NOMEM, E_LIMIT, E_UNSUPPORTED
+ * (head size and type). Owns: the caller, kv_cache_done. */
 int kv_cache_init(struct kv_cache *kv, const struct model *m, const struct shard *s,
-                  const struct kv_shape *shape, struct error *err);
+                  const struct kv_shape *shape, ggml_backend_dev_t device, struct error *err);
 void kv_cache_done(struct kv_cache *kv); /* a zeroed one is fine */
+/* Memory that it takes when all blocks are in use. */
+uint64_t kv_cache_bytes(const struct kv_cache *kv);
 
 /* See engine.h: engine_slot_attach, engine_slot_extend, engine_slot_truncate, engine_block_copy. */
 int kv_cache_attach(struct kv_cache *kv, uint32_t slot, const uint32_t *blocks, uint32_t n_blocks,
@@ -82,5 +91,12 @@ int kv_cache_copy(struct kv_cache *kv, uint32_t from, uint32_t to, uint32_t n_to
 int kv_cache_check_append(const struct kv_cache *kv, uint32_t slot, uint32_t n, struct error *err);
 /* The slot has these tokens now, checked before; their K and V are about to be written. */
 void kv_cache_append(struct kv_cache *kv, uint32_t slot, const int32_t *tokens, uint32_t n);
+
+/* The cell of a token. */
+uint32_t kv_cache_cell(const struct kv_cache *kv, uint32_t slot, uint32_t position);
+/* How many cells attention looks at where n have tokens. */
+uint32_t kv_cache_round_cells(const struct kv_cache *kv, uint32_t n);
+/* Whether the cells of the first n tokens of a slot, n > 0, follow each other. */
+bool kv_cache_is_contiguous(const struct kv_cache *kv, uint32_t slot, uint32_t n);
 
 #endif

@@ -55,6 +55,18 @@ static bool attends_by_row(const struct engine *e, const struct step_part *part)
     return e->attends_by_row && part->n_tokens <= ATTENTION_ROWS_MAX;
 }
 
+/* A part whose slot then holds n_after tokens. */
+static struct graph_part make_part(const struct engine *e, uint32_t slot, uint32_t n_tokens,
+                                   uint32_t n_after)
+{
+    struct graph_part part = {.n_tokens = n_tokens, .n_kv = kv_cache_round_cells(&e->kv, n_after)};
+    if (kv_cache_is_contiguous(&e->kv, slot, n_after))
+        part.cell_first = kv_cache_cell(&e->kv, slot, 0);
+    else
+        part.is_gathered = 1;
+    return part;
+}
+
 /* Neighbouring parts of single rows are one part of the graph. */
 static void make_shape(const struct engine *e, const struct step *step,
                        struct graph_shape *ret_shape)
@@ -68,9 +80,7 @@ static void make_shape(const struct engine *e, const struct step *step,
         if (!attends_by_row(e, part)) {
             rows = NULL;
             ret_shape->part[ret_shape->n_parts++] =
-                (struct graph_part){.slot = part->slot,
-                                    .n_tokens = part->n_tokens,
-                                    .n_kv = (n_after + KV_PAD - 1) / KV_PAD * KV_PAD};
+                make_part(e, part->slot, part->n_tokens, n_after);
             continue;
         }
         if (rows == NULL)
@@ -87,7 +97,7 @@ static int prepare_graph(struct engine *e, const struct step *step, struct error
         return 0;
     uint64_t start = clock_now_ns();
     int rc = graph_build(&e->graph, &e->builder, &shape, err);
-    if (rc == 0 && !ggml_gallocr_alloc_graph(e->allocator, e->graph.cgraph)) {
+    if (rc == 0 && !compute_allocate(&e->compute, e->graph.cgraph)) {
         graph_done(&e->graph);
         rc = error_set(err, E_NOMEM, "no memory for the buffers of a step of %u tokens",
                        shape.n_tokens);
@@ -133,6 +143,16 @@ static void fill_mask(struct ggml_tensor *mask, uint32_t position_first, uint32_
     }
 }
 
+/* The blocks of a slot's first n tokens; behind them any will do, since nobody looks there. */
+static void fill_blocks(struct ggml_tensor *list, const struct kv_cache *kv, uint32_t slot,
+                        uint32_t n)
+{
+    int32_t *block = input_data(list);
+    uint32_t last = (n - 1) / kv->shape.block_tokens;
+    for (uint32_t i = 0; block != NULL && i < list->ne[0]; i++)
+        block[i] = (int32_t)kv->slot[slot].blocks[i < last ? i : last];
+}
+
 static void fill_inputs(struct engine *e, const struct step *step)
 {
     struct graph *g = &e->graph;
@@ -154,11 +174,12 @@ static void fill_inputs(struct engine *e, const struct step *step)
             if (positions != NULL)
                 positions[row + t] = (int32_t)(n_past + t);
             if (cells != NULL)
-                cells[row + t] = (int64_t)part->slot * e->kv.shape.n_ctx + n_past + t;
+                cells[row + t] = kv_cache_cell(&e->kv, part->slot, n_past + t);
         }
         if (row == row_end)
             row_end += g->shape.part[in_graph++].n_tokens;
         if (!attends_by_row(e, part)) {
+            fill_blocks(g->blocks[in_graph - 1], &e->kv, part->slot, n_past + part->n_tokens);
             fill_mask(g->mask[in_graph - 1], n_past, 0);
             fill_mask(g->mask_window[in_graph - 1], n_past, e->model->config.window);
         }
@@ -203,7 +224,7 @@ static int send_hidden(struct engine *e, struct error *err)
     int rc = 0;
     uint32_t n_stage_ranks = e->shard.n_stage_ranks;
     for (uint32_t j = e->shard.stage_rank; j < e->n_next_ranks && rc == 0; j += n_stage_ranks)
-        rc = comm_send_f32(e->comm, e->next_rank_first + j, e->graph.hidden_out->data,
+        rc = comm_send_f32(e->comm, e->next_rank_first + j, e->hidden_out.rows,
                            hidden_count(e, e->graph.hidden_out), err);
     e->timing.comm_ns += clock_now_ns() - start;
     return rc;
@@ -215,7 +236,10 @@ int engine_compute(struct engine *e, struct error *err)
     e->link.comm_ns = 0;
     if (e->graph.cgraph == NULL || ggml_graph_n_nodes(e->graph.cgraph) == 0)
         return 0;
-    enum ggml_status status = ggml_backend_graph_compute(e->backend, e->graph.cgraph);
+    /* A device is not interrupted: its steps are short, and the sums between are the processors'.
+     */
+    enum ggml_status status =
+        engine_must_stop(e) ? GGML_STATUS_ABORTED : compute_run(&e->compute, e->graph.cgraph);
     e->timing.comm_ns += e->link.comm_ns;
     if (e->link.status != 0)
         return error_set(err, e->link.status, "%s", e->link.error.message);
@@ -224,7 +248,7 @@ int engine_compute(struct engine *e, struct error *err)
     if (status != GGML_STATUS_SUCCESS)
         return error_set(err, E_INTERNAL, "ggml failed to compute: %s",
                          ggml_status_to_string(status));
-    return 0;
+    return engine_fetch_outputs(e, err);
 }
 
 static int sample(struct engine *e, const struct step *step, struct error *err)
@@ -288,13 +312,4 @@ int engine_step(struct engine *e, const struct step *step, struct step_result *r
     e->timing.step_ns += clock_now_ns() - start;
     *ret_result = (struct step_result){.n_rows = e->n_rows, .rows = e->rows};
     return 0;
-}
-
-const float *engine_logits(const struct engine *e, uint32_t row, struct range *ret_vocab)
-{
-    if (ret_vocab != NULL)
-        *ret_vocab = e->shard.vocab;
-    if (e->graph.logits == NULL || row >= e->graph.shape.n_outputs)
-        return NULL;
-    return (const float *)e->graph.logits->data + (size_t)row * (size_t)e->graph.logits->ne[0];
 }

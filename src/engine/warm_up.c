@@ -20,7 +20,7 @@ enum {
 static void prefault_buffer(const struct engine *e)
 {
     const struct ggml_tensor *any = e->graph.positions;
-    if (any == NULL || any->buffer == NULL)
+    if (any == NULL || any->buffer == NULL || e->kv.is_on_device)
         return;
     void *base = ggml_backend_buffer_get_base(any->buffer);
     size_t bytes = ggml_backend_buffer_get_size(any->buffer);

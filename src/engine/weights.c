@@ -2,7 +2,10 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "engine/compute.h"
 #include "engine/memory.h"
+#include "engine/multiply.h"
+#include "engine/weights_fill.h"
 #include "engine/weights_memory.h"
 
 #include <errno.h>
@@ -12,7 +15,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -27,8 +29,8 @@ struct loader {
     struct weights *w;
     const struct model *model;
     const struct shard *shard;
-    bool repack;
-    ggml_backend_dev_t device;
+    struct weights_target target;
+    ggml_backend_dev_t cpu;
     ggml_backend_buffer_type_t repack_type; /* of all repacked tensors; NULL: none yet */
     struct load_item *items;                /* one for each piece */
     struct weights_chunk *map;              /* of kept weights */
@@ -65,31 +67,31 @@ static void find_repack_types(void)
     repack_types = get_types != NULL ? get_types(device) : NULL;
 }
 
+/* Whether a device multiplies by this weight if that lies in such a buffer. */
+static bool can_multiply(ggml_backend_dev_t device, ggml_backend_buffer_type_t type,
+                         struct ggml_tensor *weight)
+{
+    struct ggml_init_params params = {.mem_size = 4 * ggml_tensor_overhead(), .no_alloc = true};
+    struct ggml_context *ctx = ggml_init(params);
+    if (ctx == NULL)
+        return false;
+    struct ggml_tensor *input = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, weight->ne[0], 512);
+    bool can = compute_can(device, type, ggml_mul_mat(ctx, weight, input), weight);
+    ggml_free(ctx);
+    return can;
+}
+
 /* The first extra CPU buffer type that can multiply by this weight, as ggml's own loaders choose
- * it; NULL when the file's layout is the best. The question needs a tensor that claims to live in
- * such a buffer. */
+ * it; NULL when the file's layout is the best. */
 static ggml_backend_buffer_type_t find_repack_type(const struct loader *l,
                                                    struct ggml_tensor *weight)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, find_repack_types);
-    ggml_backend_buffer_type_t found = NULL;
-    for (ggml_backend_buffer_type_t *type = repack_types; type != NULL && *type != NULL && !found;
-         type++) {
-        struct ggml_init_params params = {.mem_size = 4 * ggml_tensor_overhead(), .no_alloc = true};
-        struct ggml_context *ctx = ggml_init(params);
-        if (ctx == NULL)
-            return NULL;
-        struct ggml_tensor *input = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, weight->ne[0], 512);
-        struct ggml_tensor *product = ggml_mul_mat(ctx, weight, input);
-        weight->buffer = ggml_backend_buft_alloc_buffer(*type, 0);
-        if (weight->buffer != NULL && ggml_backend_dev_supports_op(l->device, product))
-            found = *type;
-        ggml_backend_buffer_free(weight->buffer);
-        weight->buffer = NULL;
-        ggml_free(ctx);
-    }
-    return found;
+    for (ggml_backend_buffer_type_t *type = repack_types; type != NULL && *type != NULL; type++)
+        if (can_multiply(l->cpu, *type, weight))
+            return *type;
+    return NULL;
 }
 
 static struct ggml_tensor *new_tensor(const struct loader *l, const struct tensor_slice *s)
@@ -100,10 +102,26 @@ static struct ggml_tensor *new_tensor(const struct loader *l, const struct tenso
                : ggml_new_tensor_2d(l->w->context, type, (int64_t)s->n_cols, (int64_t)s->n_rows);
 }
 
+static bool goes_to_device(struct loader *l, enum role role, const struct tensor_slice *s,
+                           struct ggml_tensor *t)
+{
+    ggml_backend_dev_t device = l->target.device;
+    if (device == NULL || role == ROLE_TOKEN_EMBD)
+        return false;
+    if (s->tensor->n_dims == 1 || can_multiply(device, ggml_backend_dev_buffer_type(device), t))
+        return true;
+    l->w->n_matrices_beside++;
+    return false;
+}
+
 static enum weights_place choose_place(struct loader *l, enum role role,
                                        const struct tensor_slice *s, struct ggml_tensor *t)
 {
-    if (l->repack && is_matrix_role(role)) {
+    if (goes_to_device(l, role, s, t))
+        return PLACE_DEVICE;
+    if (l->target.repack && is_matrix_role(role) && multiply_can(t->type, t->ne[0]))
+        return PLACE_PACKED;
+    if (l->target.repack && is_matrix_role(role)) {
         ggml_backend_buffer_type_t type = find_repack_type(l, t);
         if (type != NULL && (l->repack_type == NULL || l->repack_type == type)) {
             l->repack_type = type;
@@ -132,6 +150,8 @@ static int add_item(struct loader *l, enum role role, uint32_t layer,
     l->w->pieces[index] = (struct weights_piece){
         .role = role, .layer = layer, .place = choose_place(l, role, &s, t), .slice = s};
     l->items[index] = (struct load_item){.piece = &l->w->pieces[index], .tensor = t};
+    if (l->w->pieces[index].place == PLACE_PACKED)
+        multiply_mark(t);
     *ret_tensor = t;
     return 0;
 }
@@ -179,6 +199,15 @@ static bool is_of_this_file(const struct weights *kept, const struct weights *w)
            kept->file.bytes == w->file.bytes && kept->file.changed_ns == w->file.changed_ns;
 }
 
+/* Whether kept memory is of the kind that new memory would be. */
+static bool is_in_type(const struct weights_piece *p, const struct loader *l)
+{
+    ggml_backend_buffer_type_t type = ggml_backend_buffer_get_type(p->chunk->buffer);
+    if (p->place == PLACE_DEVICE)
+        return type == ggml_backend_dev_buffer_type(l->target.device);
+    return p->place != PLACE_REPACKED || type == l->repack_type;
+}
+
 /* Takes over what fits, and gives back the memory of all else before anything new takes any. */
 static int take_kept(struct loader *l, struct weights *kept, struct error *err)
 {
@@ -189,8 +218,7 @@ static int take_kept(struct loader *l, struct weights *kept, struct error *err)
     for (uint32_t i = 0; i < w->n_pieces && rc == 0 && is_of_this_file(kept, w); i++) {
         struct load_item *item = &l->items[i];
         struct weights_piece *p = find_kept(kept, item->piece, &next);
-        if (p == NULL || (p->place == PLACE_REPACKED &&
-                          ggml_backend_buffer_get_type(p->chunk->buffer) != l->repack_type))
+        if (p == NULL || !is_in_type(p, l))
             continue;
         rc = place_tensor(item, p->chunk, p->address, p->bytes, err);
         if (rc != 0)
@@ -210,14 +238,37 @@ static int take_kept(struct loader *l, struct weights *kept, struct error *err)
 
 /* ---- what is new ---- */
 
-/* Places all new tensors of one kind, one after another, in a chunk of this type. */
-static int place_in_buffer(struct loader *l, enum weights_place place,
+/* Which of a device's chunks a tensor goes to: a chunk gives its memory back only as a whole, so
+ * that each layer has one for itself; and one for all vectors, which shards of other widths keep.
+ */
+static uint32_t device_group(const struct weights_piece *p)
+{
+    return p->slice.tensor->n_dims == 1 ? 0 : p->role < ROLE_FIRST_OF_LAYER ? 1 : 2 + p->layer;
+}
+
+static bool is_to_place(const struct load_item *item, enum weights_place place, uint32_t group)
+{
+    return item->piece->place == place && !item->is_kept &&
+           (place != PLACE_DEVICE || device_group(item->piece) == group);
+}
+
+static size_t count_bytes_of(const struct load_item *item, ggml_backend_buffer_type_t type)
+{
+    const struct ggml_tensor *t = item->tensor;
+    size_t bytes = item->piece->place == PLACE_PACKED ? multiply_bytes(t->type, t->ne[0], t->ne[1])
+                                                      : ggml_backend_buft_get_alloc_size(type, t);
+    return GGML_PAD(bytes, ggml_backend_buft_get_alignment(type));
+}
+
+/* Places new tensors of one kind (and group, on a device), one after another, in a chunk of this
+ * type. */
+static int place_in_buffer(struct loader *l, enum weights_place place, uint32_t group,
                            ggml_backend_buffer_type_t type, struct error *err)
 {
-    size_t align = ggml_backend_buft_get_alignment(type), total = 0;
+    size_t total = 0;
     for (uint32_t i = 0; i < l->w->n_pieces; i++)
-        if (l->items[i].piece->place == place && !l->items[i].is_kept)
-            total += GGML_PAD(ggml_backend_buft_get_alloc_size(type, l->items[i].tensor), align);
+        if (is_to_place(&l->items[i], place, group))
+            total += count_bytes_of(&l->items[i], type);
     if (total == 0)
         return 0;
     struct weights_chunk *chunk;
@@ -227,13 +278,24 @@ static int place_in_buffer(struct loader *l, enum weights_place place,
     char *address = chunk->base;
     for (uint32_t i = 0; i < l->w->n_pieces && rc == 0; i++) {
         struct load_item *item = &l->items[i];
-        if (item->piece->place != place || item->is_kept)
+        if (!is_to_place(item, place, group))
             continue;
-        size_t bytes = GGML_PAD(ggml_backend_buft_get_alloc_size(type, item->tensor), align);
+        size_t bytes = count_bytes_of(item, type);
         rc = place_tensor(item, chunk, address, bytes, err);
         address += bytes;
     }
     chunk_unref(chunk); /* its pieces hold it now */
+    return rc;
+}
+
+static int place_on_device(struct loader *l, struct error *err)
+{
+    ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(l->target.device);
+    int rc = 0;
+    for (uint32_t group = 0; group < 2 && rc == 0; group++)
+        rc = place_in_buffer(l, PLACE_DEVICE, group, type, err);
+    for (uint32_t i = l->shard->layers.begin; i < l->shard->layers.end && rc == 0; i++)
+        rc = place_in_buffer(l, PLACE_DEVICE, 2 + i, type, err);
     return rc;
 }
 
@@ -260,48 +322,6 @@ static int map_file(struct loader *l, struct error *err)
     return rc;
 }
 
-static int read_bytes(const struct loader *l, uint64_t offset, void *data, size_t n,
-                      struct error *err)
-{
-    for (size_t done = 0; done < n;) {
-        ssize_t got = pread(l->fd, (char *)data + done, n - done, (off_t)(offset + done));
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return error_set(err, E_IO, "cannot read %zu bytes at %llu of '%s': %s", n,
-                             (unsigned long long)offset, gguf_file_path(l->model->file),
-                             got < 0 ? strerror(errno) : "the file has become shorter");
-        done += (size_t)got;
-    }
-    return 0;
-}
-
-/* Brings one slice, row by row where it is not contiguous, into dst. Strided rows are read in
- * chunks of whole rows, so that a narrow slice of many rows does not cost one system call a row. */
-static int read_slice(const struct loader *l, const struct tensor_slice *s, char *dst,
-                      struct error *err)
-{
-    if (s->row_bytes == s->row_stride_bytes || s->n_rows == 1)
-        return read_bytes(l, s->file_offset, dst, s->row_bytes * s->n_rows, err);
-
-    enum { CHUNK_BYTES = 4 << 20 };
-    uint64_t rows_per_chunk =
-        CHUNK_BYTES / s->row_stride_bytes > 0 ? CHUNK_BYTES / s->row_stride_bytes : 1;
-    char *chunk = malloc(rows_per_chunk * s->row_stride_bytes);
-    if (chunk == NULL)
-        return error_set(err, E_NOMEM, "out of memory");
-    int rc = 0;
-    for (uint64_t row = 0; row < s->n_rows && rc == 0; row += rows_per_chunk) {
-        uint64_t n = s->n_rows - row < rows_per_chunk ? s->n_rows - row : rows_per_chunk;
-        rc = read_bytes(l, s->file_offset + row * s->row_stride_bytes, chunk,
-                        (n - 1) * s->row_stride_bytes + s->row_bytes, err);
-        for (uint64_t i = 0; i < n && rc == 0; i++)
-            memcpy(dst + (row + i) * s->row_bytes, chunk + i * s->row_stride_bytes, s->row_bytes);
-    }
-    free(chunk);
-    return rc;
-}
-
 static int compare_size(const void *a, const void *b)
 {
     const struct load_item *x = a, *y = b;
@@ -309,60 +329,23 @@ static int compare_size(const void *a, const void *b)
     return n < m ? 1 : n > m ? -1 : 0;
 }
 
-/* A repacked tensor is set as a whole, from the file's pages where they hold just this slice: they
- * can be had back at any time, so that they do not count while memory is short. */
-static int repack_mapped(const struct loader *l, const struct load_item *item, struct error *err)
-{
-    const struct tensor_slice *s = &item->piece->slice;
-    size_t page = memory_page_bytes(), before = s->file_offset % page;
-    size_t bytes = ggml_nbytes(item->tensor);
-    char *map =
-        mmap(NULL, before + bytes, PROT_READ, MAP_SHARED, l->fd, (off_t)(s->file_offset - before));
-    if (map == MAP_FAILED)
-        return error_set(err, E_IO, "cannot map '%s': %s", gguf_file_path(l->model->file),
-                         strerror(errno));
-    memory_prefault(map, before + bytes);
-    ggml_backend_tensor_set(item->tensor, map + before, 0, bytes);
-    munmap(map, before + bytes);
-    return 0;
-}
-
-/* Else from a copy that exists beside it for a moment. The copy is mapped, since malloc keeps what
- * is freed. */
-static int repack_copied(const struct loader *l, const struct load_item *item, struct error *err)
-{
-    size_t bytes = ggml_nbytes(item->tensor);
-    char *copy = memory_reserve(bytes);
-    if (copy == NULL)
-        return error_set(err, E_NOMEM, "out of memory");
-    int rc = read_slice(l, &item->piece->slice, copy, err);
-    if (rc == 0)
-        ggml_backend_tensor_set(item->tensor, copy, 0, bytes);
-    memory_unreserve(copy, bytes);
-    return rc;
-}
-
-static int fill_repacked(const struct loader *l, const struct load_item *item, struct error *err)
-{
-    const struct tensor_slice *s = &item->piece->slice;
-    return s->row_bytes == s->row_stride_bytes ? repack_mapped(l, item, err)
-                                               : repack_copied(l, item, err);
-}
-
 /* The largest go first, while little else is resident, so that what stands beside them does not
  * raise the peak. Sorts the items. */
 static int fill(struct loader *l, struct error *err)
 {
-    qsort(l->items, l->w->n_pieces, sizeof(*l->items), compare_size);
+    const struct weights_file file = {l->fd, gguf_file_path(l->model->file)};
     int rc = 0;
+    qsort(l->items, l->w->n_pieces, sizeof(*l->items), compare_size);
     for (uint32_t i = 0; i < l->w->n_pieces && rc == 0; i++) {
         const struct load_item *item = &l->items[i];
         if (item->is_kept)
             continue;
         if (item->piece->place == PLACE_PLAIN)
-            rc = read_slice(l, &item->piece->slice, item->tensor->data, err);
-        else if (item->piece->place == PLACE_REPACKED)
-            rc = fill_repacked(l, item, err);
+            rc = weights_read(&file, &item->piece->slice, item->tensor->data, err);
+        else if (item->piece->place == PLACE_PACKED)
+            rc = weights_pack(&file, &item->piece->slice, item->tensor, err);
+        else if (item->piece->place != PLACE_MAPPED)
+            rc = weights_set(&file, &item->piece->slice, item->tensor, err);
     }
     return rc;
 }
@@ -381,7 +364,7 @@ static int prepare(struct loader *l, struct error *err)
     w->layer = calloc(n_layers + 1, sizeof(*w->layer));
     w->pieces = calloc(n_max, sizeof(*w->pieces));
     l->items = calloc(n_max, sizeof(*l->items));
-    l->device = ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0);
+    l->cpu = ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0);
     if (w->context == NULL || w->layer == NULL || w->pieces == NULL || l->items == NULL)
         return error_set(err, E_NOMEM, "out of memory");
 
@@ -414,7 +397,9 @@ static void count_bytes(struct weights *w)
     for (uint32_t i = 0; i < w->n_pieces; i++) {
         const struct weights_piece *p = &w->pieces[i];
         uint64_t *sum = p->place == PLACE_MAPPED     ? &w->bytes_mapped
+                        : p->place == PLACE_PACKED   ? &w->bytes_packed
                         : p->place == PLACE_REPACKED ? &w->bytes_repacked
+                        : p->place == PLACE_DEVICE   ? &w->bytes_device
                                                      : &w->bytes_plain;
         *sum += p->bytes;
     }
@@ -432,10 +417,14 @@ static int load(struct loader *l, struct weights *kept, struct error *err)
         weights_free(kept);
     else if (has_kept)
         rc = take_kept(l, kept, err);
+    if (rc == 0 && l->target.device != NULL)
+        rc = place_on_device(l, err);
     if (rc == 0 && l->repack_type != NULL)
-        rc = place_in_buffer(l, PLACE_REPACKED, l->repack_type, err);
+        rc = place_in_buffer(l, PLACE_REPACKED, 0, l->repack_type, err);
     if (rc == 0)
-        rc = place_in_buffer(l, PLACE_PLAIN, ggml_backend_cpu_buffer_type(), err);
+        rc = place_in_buffer(l, PLACE_PACKED, 0, ggml_backend_cpu_buffer_type(), err);
+    if (rc == 0)
+        rc = place_in_buffer(l, PLACE_PLAIN, 0, ggml_backend_cpu_buffer_type(), err);
     if (rc == 0)
         rc = fill(l, err);
     if (rc == 0)
@@ -445,22 +434,20 @@ static int load(struct loader *l, struct weights *kept, struct error *err)
     count_bytes(l->w);
     if (has_kept)
         log_info("engine", "weights: %.1f of %.1f MiB were there, the rest loaded in %.2f s",
-                 (double)l->w->bytes_kept / (1 << 20),
-                 (double)(l->w->bytes_mapped + l->w->bytes_repacked + l->w->bytes_plain) /
-                     (1 << 20),
+                 (double)l->w->bytes_kept / (1 << 20), (double)weights_bytes(l->w) / (1 << 20),
                  (double)(clock_now_ns() - start_ns) / 1e9);
     return 0;
 }
 
-int weights_load(const struct model *m, const struct shard *s, bool repack, struct weights *kept,
-                 struct weights **ret_weights, struct error *err)
+int weights_load(const struct model *m, const struct shard *s, const struct weights_target *target,
+                 struct weights *kept, struct weights **ret_weights, struct error *err)
 {
     struct weights *w = calloc(1, sizeof(*w));
     if (w == NULL) {
         weights_free(kept);
         return error_set(err, E_NOMEM, "out of memory");
     }
-    struct loader l = {.w = w, .model = m, .shard = s, .repack = repack, .fd = -1};
+    struct loader l = {.w = w, .model = m, .shard = s, .target = *target, .fd = -1};
     int rc = load(&l, kept, err);
     if (l.fd >= 0)
         close(l.fd);
@@ -487,7 +474,12 @@ void weights_free(struct weights *w)
     free(w);
 }
 
+uint64_t weights_bytes(const struct weights *w)
+{
+    return w->bytes_mapped + w->bytes_packed + w->bytes_repacked + w->bytes_plain + w->bytes_device;
+}
+
 uint64_t weights_bytes_held(const struct weights *w)
 {
-    return w != NULL ? w->bytes_repacked + w->bytes_plain : 0;
+    return w != NULL ? weights_bytes(w) - w->bytes_mapped : 0;
 }

@@ -1,9 +1,12 @@
 /*
- * A shard's weights as ggml tensors. Each lands in one of three places: pages of the model file
+ * A shard's weights as ggml tensors. Each lands in one of these places: pages of the model file
  * mapped in place (contiguous slices in a type whose kernels read the file's layout), a repacked
- * buffer (types for which ggml has an interleaved layout that its kernels prefer), or plain memory
- * (slices cut across rows). The latter two are filled from the file's pages or with pread, one
- * tensor at a time, so that weights never occupy memory twice.
+ * buffer (types for which ggml has an interleaved layout that its kernels prefer), plain memory
+ * (slices cut across rows), or the memory of a device. All but the first are filled from the file's
+ * pages or with pread, one tensor at a time, so that weights never occupy memory twice.
+ *
+ * With a device, the processors keep the embedding table, of which a step needs a few rows, and
+ * matrices that the device cannot multiply by.
  *
  * Weights outlive the engine that they were loaded for: what another shard of the same model also
  * needs is used where it lies, the rest gives its memory back before anything is read.
@@ -17,6 +20,7 @@
 #include "model/model.h"
 #include "model/shard.h"
 
+#include <ggml-backend.h>
 #include <ggml.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -24,11 +28,17 @@
 
 struct weights_piece; /* engine/weights_memory.h */
 
+struct weights_target {
+    ggml_backend_dev_t device; /* NULL: the processors alone */
+    bool repack;
+};
+
 struct weights {
     struct ggml_tensor *global[ROLE_FIRST_OF_LAYER]; /* NULL: not in this shard */
     struct ggml_tensor *(*layer)[ROLE_COUNT];        /* [shard layers][role] */
-    uint64_t bytes_mapped, bytes_repacked, bytes_plain;
-    uint64_t bytes_kept; /* of these: taken over from earlier weights */
+    uint64_t bytes_mapped, bytes_packed, bytes_repacked, bytes_plain, bytes_device;
+    uint64_t bytes_kept;        /* of these: taken over from earlier weights */
+    uint32_t n_matrices_beside; /* that the device of the target cannot multiply by */
 
     /* private from here */
     struct ggml_context *context;
@@ -46,9 +56,10 @@ struct weights {
 /* Loads every slice that the shard needs. kept: earlier weights, of which what fits is used, unless
  * they are of another model; taken, also on failure; NULL: none. Errors: E_IO, E_NOMEM,
  * E_UNSUPPORTED. Owns: the caller, weights_free. */
-int weights_load(const struct model *m, const struct shard *s, bool repack, struct weights *kept,
-                 struct weights **ret_weights, struct error *err);
+int weights_load(const struct model *m, const struct shard *s, const struct weights_target *target,
+                 struct weights *kept, struct weights **ret_weights, struct error *err);
 void weights_free(struct weights *w); /* NULL is fine */
+uint64_t weights_bytes(const struct weights *w);
 /* Memory that ends with them: all but pages of the file, which the system may take at any time. */
 uint64_t weights_bytes_held(const struct weights *w);
 

@@ -14,14 +14,20 @@ int chunk_new(ggml_backend_buffer_type_t type, size_t bytes, struct weights_chun
     ggml_backend_buffer_t buffer = c != NULL ? ggml_backend_buft_alloc_buffer(type, bytes) : NULL;
     if (buffer == NULL) {
         free(c);
-        return error_set(err, E_NOMEM, "no memory for %zu MiB of weights", bytes >> 20);
+        return error_set(err, E_NOMEM, "no memory for %zu MiB of weights in %s", bytes >> 20,
+                         ggml_backend_buft_name(type));
     }
+    ggml_backend_dev_t device = ggml_backend_buft_get_device(type);
+    bool is_device =
+        device != NULL && ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU;
     *c = (struct weights_chunk){.buffer = buffer,
                                 .base = ggml_backend_buffer_get_base(buffer),
                                 .bytes = bytes,
+                                .is_device = is_device,
                                 .n_refs = 1};
     ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-    memory_advise_huge(c->base, bytes);
+    if (!is_device)
+        memory_advise_huge(c->base, bytes);
     *ret_chunk = c;
     return 0;
 }
@@ -60,7 +66,7 @@ void chunk_unref(struct weights_chunk *c)
 {
     if (c == NULL || --c->n_refs > 0)
         return;
-    if (!c->is_file)
+    if (!c->is_file && !c->is_device)
         memory_discard(c->base, c->bytes); /* malloc might keep what is freed */
     ggml_backend_buffer_free(c->buffer);
     if (c->is_file)
@@ -85,6 +91,8 @@ void chunk_discard_rest(struct weights_piece **pieces, size_t n)
     for (size_t i = 0; i < n; i++) {
         struct weights_piece *p = pieces[i];
         const struct weights_chunk *c = p->chunk;
+        if (c->is_device) /* its addresses are nobody's here */
+            continue;
         if (i == 0 || pieces[i - 1]->chunk != c)
             end = c->base;
         if (p->address > end)

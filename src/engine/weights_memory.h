@@ -17,11 +17,12 @@ struct weights_chunk {
     ggml_backend_buffer_t buffer;
     char *base;
     size_t bytes;
-    bool is_file; /* pages of the mapped file; else memory of the buffer's own */
+    bool is_file;   /* pages of the mapped file; else memory of the buffer's own */
+    bool is_device; /* which is not in this process's address space */
     uint32_t n_refs;
 };
 
-enum weights_place { PLACE_MAPPED, PLACE_REPACKED, PLACE_PLAIN };
+enum weights_place { PLACE_MAPPED, PLACE_PACKED, PLACE_REPACKED, PLACE_PLAIN, PLACE_DEVICE };
 
 struct weights_piece { /* one tensor */
     enum role role;
@@ -42,7 +43,7 @@ struct weights_chunk *chunk_ref(struct weights_chunk *c);
 void chunk_unref(struct weights_chunk *c); /* NULL is fine */
 
 /* Gives back all memory of the chunks of these pieces in which none of the pieces lies. Sorts them.
- */
+ * A device's chunk is whole or gone. */
 void chunk_discard_rest(struct weights_piece **pieces, size_t n);
 
 #endif

@@ -2,11 +2,13 @@
 #include "mesh/internal.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { V4_PER_INTERFACE = 2, V6_PER_INTERFACE = 1, LINK_LOCAL_PER_INTERFACE = 1 };
 
@@ -73,6 +75,20 @@ static bool take_entry(const struct ifaddrs *entry, struct own_address *ret)
     return true;
 }
 
+/* An IPv6 address is tentative for a second or two, until it is clear that nobody else has it:
+ * the system lists it and lets nobody use it. */
+static bool is_usable(const struct sockaddr *address)
+{
+    size_t len =
+        address->sa_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+    int fd = socket(address->sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return true;
+    bool is_ours = bind(fd, address, (socklen_t)len) == 0 || errno != EADDRNOTAVAIL;
+    close(fd);
+    return is_ours;
+}
+
 static bool has_enough(const struct own_address *list, uint32_t n, const struct own_address *a)
 {
     uint32_t n_like = 0;
@@ -126,16 +142,21 @@ static void copy_kinds(const struct mesh *m, struct own_address *list, uint32_t 
         find_kinds(list, n);
 }
 
-static uint32_t scan(const struct mesh *m, bool wants_v6, struct own_address *list)
+static uint32_t scan(struct mesh *m, bool wants_v6, struct own_address *list)
 {
     struct ifaddrs *all;
     uint32_t n = 0;
+    m->is_own_to_come = false;
     if (getifaddrs(&all) != 0)
         return 0;
-    for (const struct ifaddrs *e = all; e != NULL && n < INTERFACES_MAX; e = e->ifa_next)
-        if (take_entry(e, &list[n]) && (wants_v6 || list[n].family == AF_INET) &&
-            !has_enough(list, n, &list[n]))
-            n++;
+    for (const struct ifaddrs *e = all; e != NULL && n < INTERFACES_MAX; e = e->ifa_next) {
+        if (!take_entry(e, &list[n]) || (!wants_v6 && list[n].family != AF_INET) ||
+            has_enough(list, n, &list[n]))
+            continue;
+        bool is_here = is_usable(e->ifa_addr);
+        m->is_own_to_come |= !is_here;
+        n += is_here;
+    }
     freeifaddrs(all);
     copy_kinds(m, list, n);
     qsort(list, n, sizeof(list[0]), compare);

@@ -11,7 +11,8 @@
  *   invite.c     invites given and used; proofs
  *   measure.c    round trip and bandwidth of one connection
  *   interfaces.c addresses of this node
- *   paths.c      the ways to another node: which there are, which is best
+ *   paths.c      the ways to another node: when they are measured, which is best
+ *   paths_list.c which there are
  *   paths_said.c what the two nodes say of them
  *   probe.c      measuring one of them
  *   strangers.c  what was refused: counted, logged once
@@ -109,6 +110,8 @@ struct pair { /* this node and another one that it has or had a link to */
     bool is_swapped;             /* the higher id tries */
     uint64_t doubt_ms; /* since when an answer of the best path is waited for; 0: it is not */
     bool is_in_round, is_quick; /* only the round trip of the best */
+    char taken[64];             /* what mesh_take_path said last; "": nothing */
+    bool is_news;               /* figures may have changed and have not been told */
 };
 
 struct probe {              /* the one that is under way */
@@ -159,7 +162,8 @@ struct mesh {
     struct noted noted[64];
     struct own_address own[MESH_ADDRESSES_MAX];
     uint32_t n_own;
-    uint64_t own_ms; /* when they were looked at */
+    uint64_t own_ms;     /* when they were looked at */
+    bool is_own_to_come; /* there are addresses that cannot be used yet */
     struct pair *pairs;
     uint32_t n_pairs;
     struct probe probe;
@@ -207,8 +211,8 @@ struct measure {
     uint64_t ping_due_ms;
     uint32_t rtt_us[PINGS];
     uint32_t n_rtt;
-    struct link_figures told;            /* by the last event */
-    uint64_t bulk_due_ms, bulk_since_ms; /* since: 0 when no burst goes out */
+    struct link_figures told, told_taken; /* by the last event */
+    uint64_t bulk_due_ms, bulk_since_ms;  /* since: 0 when no burst goes out */
     uint32_t bulk_burst, bulk_sent_bytes;
     uint32_t bulk_bytes_max, bulk_ms_max, bulk_frame_bytes;
     uint32_t in_burst, in_bytes; /* the burst that comes in */
@@ -357,8 +361,10 @@ void paths_done(struct mesh *m);
 /* A probe has ended. */
 void paths_take_result(struct mesh *m, const struct probe *result, const char *local,
                        bool is_reached);
-/* Of the path that tensors take; those of the link itself while there is no better. */
+/* Of the path that tensors would take; those of the link itself while there is no better. */
 struct link_figures paths_figures(const struct mesh_link *l);
+/* Of the one that they took last. */
+struct link_figures paths_taken_figures(const struct mesh_link *l);
 /* The link's own round trip has changed. */
 void paths_note_rtt(struct mesh_link *l);
 
@@ -379,6 +385,13 @@ void paths_begin_check(struct mesh *m, struct pair *p, const struct mesh_link *l
 /* Does what is due now, or so soon. */
 void paths_go_on(struct mesh *m);
 void paths_schedule(struct mesh *m, uint64_t in_ms);
+
+/* ---- paths_list.c ---- */
+
+/* Lists them anew, all to be tried: addresses in a network of ours first, then those behind
+ * routers, then link-local ones, which need an interface and mostly repeat the others. What is
+ * known of a path is kept. */
+void paths_list(struct mesh *m, struct pair *p, const struct mesh_link *l);
 
 /* ---- paths_said.c ---- */
 

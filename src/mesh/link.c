@@ -406,6 +406,11 @@ struct link_figures mesh_link_figures(const struct mesh_link *l)
     return paths_figures(l);
 }
 
+struct link_figures mesh_link_taken(const struct mesh_link *l)
+{
+    return paths_taken_figures(l);
+}
+
 const char *mesh_link_local_host(const struct mesh_link *l)
 {
     return l->local_host;

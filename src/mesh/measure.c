@@ -27,14 +27,21 @@ static bool is_far_from(double a, double b)
     return fabs(a - b) > 0.2 * b;
 }
 
+static bool differs(const struct link_figures *f, const struct link_figures *told)
+{
+    return f->path != told->path || is_far_from(f->rtt_us, told->rtt_us) ||
+           is_far_from(f->mbit_s, told->mbit_s);
+}
+
 void measure_publish(struct mesh_link *l)
 {
-    struct link_figures f = paths_figures(l), *told = &l->measure.told;
+    struct link_figures f = paths_figures(l), taken = paths_taken_figures(l);
     const struct mesh_events *e = &l->mesh->events;
     if (l->phase != LINK_UP ||
-        (!is_far_from(f.rtt_us, told->rtt_us) && !is_far_from(f.mbit_s, told->mbit_s)))
+        (!differs(&f, &l->measure.told) && !differs(&taken, &l->measure.told_taken)))
         return;
-    *told = f;
+    l->measure.told = f;
+    l->measure.told_taken = taken;
     if (e->link_figures != NULL)
         e->link_figures(e->self, l, &f);
 }

@@ -42,12 +42,13 @@ enum {
     MESH_INVITES_MAX = 32, /* that can be used; more make the oldest void */
     MESH_INVITE_LINE_BYTES = 512,
     MESH_ROUTES_MAX = 64,
-    MESH_INTERFACES_MS = 2000,    /* how often the computer's addresses are looked at */
-    MESH_PATHS_FIRST_MS = 20,     /* after link_up: before the first instance, if possible */
-    MESH_PATHS_CHANGED_MS = 500,  /* after addresses have changed */
-    MESH_PATHS_MS = 600000,       /* all paths of a pair anew, while they are idle */
-    MESH_PATHS_CHECK_MS = 60000,  /* whether the best one is still there */
-    MESH_PROBE_CONNECT_MS = 3000, /* until the other side has shown who it is */
+    MESH_INTERFACES_MS = 2000,     /* how often the computer's addresses are looked at */
+    MESH_INTERFACES_SOON_MS = 500, /* while one of them cannot be used yet */
+    MESH_PATHS_FIRST_MS = 20,      /* after link_up: before the first instance, if possible */
+    MESH_PATHS_CHANGED_MS = 500,   /* after addresses have changed */
+    MESH_PATHS_MS = 600000,        /* all paths of a pair anew, while they are idle */
+    MESH_PATHS_CHECK_MS = 60000,   /* whether the best one is still there */
+    MESH_PROBE_CONNECT_MS = 3000,  /* until the other side has shown who it is */
     MESH_PROBE_MS_MAX = 8000,
 };
 
@@ -116,6 +117,8 @@ struct mesh_events {
     int (*message)(void *self, struct mesh_link *link, const struct mesh_message *m,
                    struct error *err);
     /* The rest may be NULL. */
+    /* Of the path that tensors would take now (mesh_link_figures); also when what mesh_link_taken
+     * says has changed. */
     void (*link_figures)(void *self, struct mesh_link *link, const struct link_figures *f);
     /* Whether tensors go to that node: then what was measured is not measured again for want of
      * anything better to do. */
@@ -208,8 +211,11 @@ int mesh_send_cluster(struct mesh_link *l, const void *data, size_t len);
 void mesh_link_close(struct mesh_link *l, const char *reason);
 /* The other's HELLO; its id is that of the key that it has proven. */
 const struct mesh_hello *mesh_link_hello(const struct mesh_link *l);
-/* What was measured of the path that tensors take; 0: not yet. */
+/* What was measured of the path that tensors would take now; 0: not yet. */
 struct link_figures mesh_link_figures(const struct mesh_link *l);
+/* The same of the path that mesh_take_path gave last; path 0: it has given none since the link
+ * came up. rtt_us UINT32_MAX: it leads nowhere any more. */
+struct link_figures mesh_link_taken(const struct mesh_link *l);
 /* Numeric addresses of both ends. */
 const char *mesh_link_local_host(const struct mesh_link *l);
 const char *mesh_link_remote_host(const struct mesh_link *l);
@@ -228,7 +234,8 @@ struct mesh_path {
     enum device_link_kind local_kind, remote_kind;
     enum mesh_path_status status;
     bool is_route;
-    bool is_used; /* what mesh_tensor_host says */
+    bool is_used;  /* what mesh_tensor_host says */
+    bool is_taken; /* what mesh_take_path said last */
     struct link_figures figures;
     uint64_t age_ms; /* since it was measured */
 };
@@ -239,6 +246,9 @@ bool mesh_path_at(const struct mesh *m, const struct node_id *id, uint32_t index
 /* Where tensors for that node go: a route that somebody has given, of this node or of the other;
  * else the best path that was measured; else where the link leads. False: there is no link. */
 bool mesh_tensor_host(const struct mesh *m, const struct node_id *id, char ret_host[64]);
+/* The same for a connection that is made from here: what becomes of this path is told from now on
+ * (mesh_link_taken). */
+bool mesh_take_path(struct mesh *m, const struct node_id *id, char ret_host[64]);
 /* Whether the paths have been tried since the two nodes know each other; true, too, when they never
  * will be. Until then mesh_tensor_host only knows the link. */
 bool mesh_paths_are_known(const struct mesh *m, const struct node_id *id);

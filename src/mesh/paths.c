@@ -45,11 +45,6 @@ static bool is_busy(const struct mesh *m, const struct pair *p)
     return m->events.is_busy != NULL && m->events.is_busy(m->events.self, &p->id);
 }
 
-static bool is_loopback(const char *host)
-{
-    return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0;
-}
-
 static uint64_t jitter_ms(uint64_t max_ms)
 {
     uint32_t v = 0;
@@ -128,111 +123,72 @@ void paths_choose(struct mesh *m, struct pair *p)
     paths_send(m, p);
 }
 
+/* A number for an address, never 0. */
+static uint32_t number_of(const char *host)
+{
+    uint32_t hash = 2166136261u; /* FNV-1a */
+    for (; *host != '\0'; host++)
+        hash = (hash ^ (uint8_t)*host) * 16777619u;
+    return hash != 0 ? hash : 1;
+}
+
 static bool is_links_own(const struct mesh_link *l, const struct path *p)
 {
     return p->is_link || (interfaces_is_same(p->is.remote, l->remote_host) &&
                           interfaces_is_same(p->is.local, l->local_host));
 }
 
-struct link_figures paths_figures(const struct mesh_link *l)
+/* NULL: the link's own. */
+static struct link_figures figures_of(const struct mesh_link *l, const struct path *path)
 {
-    const struct pair *p = paths_find_pair(l->mesh, &l->hello.id);
-    const struct path *used = p != NULL ? paths_find_used(p) : NULL;
     struct link_figures f = l->figures;
-    if (used == NULL || used->is_link)
+    f.path = number_of(path != NULL ? path->is.remote : l->remote_host);
+    if (path == NULL || path->is_link)
         return f;
-    if (!is_links_own(l, used) || f.rtt_us == 0)
-        f.rtt_us = used->is.figures.rtt_us;
-    if (used->is.figures.mbit_s > 0)
-        f.mbit_s = used->is.figures.mbit_s;
+    if (!is_links_own(l, path) || f.rtt_us == 0)
+        f.rtt_us = path->is.figures.rtt_us;
+    if (path->is.figures.mbit_s > 0)
+        f.mbit_s = path->is.figures.mbit_s;
     return f;
 }
 
-/* ---- which there are ---- */
-
-static void add_path(struct mesh *m, struct pair *p, const struct path *old, uint32_t n_old,
-                     const struct mesh_interface *theirs, const struct own_address *near)
+struct link_figures paths_figures(const struct mesh_link *l)
 {
-    struct path *path = &p->path[p->n_paths];
-    bool is_link_local = interfaces_is_link_local(theirs->host);
-    (void)m;
-    if (p->n_paths == MESH_PATHS_MAX)
-        return;
-    memset(path, 0, sizeof(*path));
-    if (is_link_local)
-        snprintf(path->is.remote, sizeof(path->is.remote), "%.46s%%%s", theirs->host,
-                 near->is.name);
-    else
-        snprintf(path->is.remote, sizeof(path->is.remote), "%s", theirs->host);
-    for (uint32_t i = 0; i < n_old; i++)
-        if (strcmp(old[i].is.remote, path->is.remote) == 0)
-            *path = old[i];
-    snprintf(path->is.remote_interface, sizeof(path->is.remote_interface), "%s", theirs->name);
-    path->is.remote_kind = theirs->kind < DEVICE_LINK_KIND_COUNT
-                               ? (enum device_link_kind)theirs->kind
-                               : DEVICE_LINK_UNKNOWN;
-    if (near != NULL) {
-        snprintf(path->is.local, sizeof(path->is.local), is_link_local ? "%.46s%%%s" : "%.46s",
-                 near->is.host, near->is.name);
-        snprintf(path->is.local_interface, sizeof(path->is.local_interface), "%s", near->is.name);
-        path->is.local_kind = (enum device_link_kind)near->is.kind;
-    }
-    path->is_link = false;
-    path->is_due = true;
-    p->n_paths++;
+    const struct pair *p = paths_find_pair(l->mesh, &l->hello.id);
+    return figures_of(l, p != NULL ? paths_find_used(p) : NULL);
 }
 
-static bool has_family(const struct mesh *m, bool is_v6)
+/* The one in use first: others may lead to the same address, from another interface of theirs. */
+static const struct path *find_taken(const struct pair *p)
 {
-    for (uint32_t i = 0; i < m->n_own; i++)
-        if ((m->own[i].family == AF_INET6) == is_v6)
-            return true;
-    return false;
-}
-
-/* An address of theirs that could lead somewhere else than to this computer itself. */
-static bool is_plausible(const struct mesh *m, const struct mesh_link *l, const char *host)
-{
-    return interfaces_find(m, host) == NULL && has_family(m, strchr(host, ':') != NULL) &&
-           (!is_loopback(host) || is_loopback(l->remote_host));
-}
-
-/* Addresses in a network of ours first, then those behind routers, then link-local ones, which need
- * an interface and mostly repeat the others. What is known of a path is kept. */
-static void list_paths(struct mesh *m, struct pair *p, const struct mesh_link *l)
-{
-    struct path old[MESH_PATHS_MAX];
-    char used[64] = "";
-    uint32_t n_old = p->n_paths;
-    bool has_links = false;
-    struct mesh_interface of_link = {0};
-    memcpy(old, p->path, sizeof(old));
-    if (p->best < p->n_paths)
-        memcpy(used, p->path[p->best].is.remote, sizeof(used));
-    p->n_paths = 0;
-    for (int pass = 0; pass < 3; pass++)
-        for (uint32_t i = 0; i < p->theirs.n; i++) {
-            const struct mesh_interface *a = &p->theirs.at[i];
-            const struct own_address *near = interfaces_find_near(m, a->host);
-            bool is_link_local = interfaces_is_link_local(a->host);
-            has_links = has_links || interfaces_is_same(a->host, l->remote_host);
-            if ((is_link_local ? 2 : near != NULL ? 0 : 1) != pass || !is_plausible(m, l, a->host))
-                continue;
-            for (uint32_t k = 0; is_link_local && k < m->n_own; k++)
-                if (m->own[k].is_link_local && m->own[k].family == AF_INET6)
-                    add_path(m, p, old, n_old, a, &m->own[k]);
-            if (!is_link_local)
-                add_path(m, p, old, n_old, a, near);
-        }
-    interfaces_strip(l->remote_host, of_link.host);
-    if (!has_links && !is_loopback(of_link.host) && !interfaces_is_link_local(of_link.host) &&
-        is_plausible(m, l, of_link.host))
-        add_path(m, p, old, n_old, &of_link, interfaces_find_near(m, of_link.host));
-    p->best = p->n_paths;
+    const struct path *used = paths_find_used(p);
+    if (used != NULL && strcmp(used->is.remote, p->taken) == 0)
+        return used;
+    if (p->has_route && strcmp(p->route.is.remote, p->taken) == 0)
+        return &p->route;
+    if (p->has_their_route && strcmp(p->their_route.is.remote, p->taken) == 0)
+        return &p->their_route;
     for (uint32_t i = 0; i < p->n_paths; i++)
-        if (strcmp(p->path[i].is.remote, used) == 0)
-            p->best = i;
+        if (strcmp(p->path[i].is.remote, p->taken) == 0)
+            return &p->path[i];
+    return NULL;
 }
+
+struct link_figures paths_taken_figures(const struct mesh_link *l)
+{
+    const struct pair *p = paths_find_pair(l->mesh, &l->hello.id);
+    if (p == NULL || p->taken[0] == '\0')
+        return (struct link_figures){0};
+    const struct path *path = find_taken(p);
+    /* An address that is not among theirs any more is a path that is not listed. */
+    bool is_gone = path != NULL ? path->is.status == MESH_PATH_UNREACHED
+                                : strcmp(p->taken, l->remote_host) != 0;
+    if (is_gone)
+        return (struct link_figures){.rtt_us = UINT32_MAX, .path = number_of(p->taken)};
+    return figures_of(l, path);
+}
+
+/* ---- rounds ---- */
 
 static void begin_round(struct mesh *m, struct pair *p, const struct mesh_link *l)
 {
@@ -242,7 +198,7 @@ static void begin_round(struct mesh *m, struct pair *p, const struct mesh_link *
         p->route.is_due = true;
     if (!paths_is_prober(m, p))
         return;
-    list_paths(m, p, l);
+    paths_list(m, p, l);
     if (p->n_paths == 1 && interfaces_is_same(p->path[0].is.remote, l->remote_host)) {
         struct path *only = &p->path[0];
         only->is_due = false;
@@ -283,6 +239,23 @@ static struct path *next_due(struct pair *p)
     return NULL;
 }
 
+static void note_known(struct mesh *m, struct pair *p)
+{
+    p->is_known = true;
+    paths_note_best(m, p);
+    paths_send(m, p);
+}
+
+/* Link-local addresses come last, and each of those that lead nowhere takes seconds: the first
+ * instance does not wait for them. */
+static void check_known(struct mesh *m, struct pair *p)
+{
+    const struct path *next = next_due(p);
+    if (!p->is_known && paths_is_prober(m, p) && p->best < p->n_paths && next != NULL &&
+        interfaces_is_link_local(next->is.remote))
+        note_known(m, p);
+}
+
 static void end_round(struct mesh *m, struct pair *p)
 {
     uint64_t now_ms = uv_now(m->loop);
@@ -295,11 +268,10 @@ static void end_round(struct mesh *m, struct pair *p)
     if (!p->is_forced)
         p->round_ms = now_ms + MESH_PATHS_MS + jitter_ms(MESH_PATHS_MS / 4);
     paths_choose(m, p);
-    if (!p->is_known && paths_is_prober(m, p)) {
-        p->is_known = true;
-        paths_note_best(m, p);
-    }
-    paths_send(m, p);
+    if (!p->is_known && paths_is_prober(m, p))
+        note_known(m, p);
+    else
+        paths_send(m, p);
     /* Nothing leads there: it may be that the other way round something does. In the end the lower
      * id tries again. */
     if (paths_is_prober(m, p))
@@ -417,6 +389,7 @@ void paths_take_result(struct mesh *m, const struct probe *result, const char *l
     if (result->is_route && l != NULL)
         note_route(p, l);
     paths_choose(m, p);
+    check_known(m, p);
     if (next_due(p) == NULL)
         end_round(m, p);
     if (l != NULL)
@@ -485,6 +458,7 @@ void paths_link_up(struct mesh_link *l)
     p->has_theirs = p->has_their_route = p->is_their_route_tried = p->is_in_round = p->is_swapped =
         false;
     p->doubt_ms = 0;
+    p->taken[0] = '\0';
     find_route(p, l);
     paths_want_round(m, p, 0);
     p->check_ms = UINT64_MAX; /* after the first round */
@@ -499,11 +473,22 @@ static void drop_paths_without_interface(struct mesh *m, struct pair *p)
             interfaces_find(m, p->path[i].is.local) == NULL)
             p->path[i].is.status = MESH_PATH_UNREACHED;
     paths_choose(m, p);
+    p->is_news = true;
+}
+
+static void tell_news(struct mesh *m)
+{
+    for (struct pair *p = m->pairs; p != NULL; p = p->next) {
+        struct mesh_link *l = p->is_news ? mesh_find(m, &p->id) : NULL;
+        p->is_news = false;
+        if (l != NULL)
+            measure_publish(l);
+    }
 }
 
 void paths_on_tick(struct mesh *m, uint64_t now_ms)
 {
-    if (now_ms - m->own_ms >= MESH_INTERFACES_MS) {
+    if (now_ms - m->own_ms >= (m->is_own_to_come ? MESH_INTERFACES_SOON_MS : MESH_INTERFACES_MS)) {
         m->own_ms = now_ms;
         if (interfaces_refresh(m)) {
             log_info("mesh", "addresses=%u the addresses of this node have changed", m->n_own);
@@ -516,6 +501,7 @@ void paths_on_tick(struct mesh *m, uint64_t now_ms)
             }
         }
     }
+    tell_news(m);
     if (m->probe.link == NULL && !uv_is_active((uv_handle_t *)&m->probe_timer))
         paths_go_on(m);
 }

@@ -157,6 +157,7 @@ int paths_take(struct mesh_link *l, const struct mesh_message *m, struct error *
         if (p->has_theirs && is_news)
             paths_want_round(mesh, p, MESH_PATHS_CHANGED_MS);
         p->has_theirs = true;
+        p->is_news = true;
         paths_schedule(mesh, MESH_PATHS_FIRST_MS);
         return 0;
     }
@@ -178,6 +179,7 @@ static void show(const struct mesh *m, const struct pair *p, const struct path *
 {
     *ret = path->is;
     ret->is_used = path == paths_find_used(p);
+    ret->is_taken = strcmp(path->is.remote, p->taken) == 0;
     ret->age_ms = path->measured_ms != 0 ? uv_now(m->loop) - path->measured_ms : 0;
     if (path->is_link)
         ret->figures = l->figures;
@@ -201,7 +203,10 @@ bool mesh_path_at(const struct mesh *m, const struct node_id *id, uint32_t index
     }
     if (index > 0 || (p != NULL && n_routes > 0))
         return false;
-    *ret = (struct mesh_path){.status = MESH_PATH_REACHED, .is_used = true, .figures = l->figures};
+    *ret = (struct mesh_path){.status = MESH_PATH_REACHED,
+                              .is_used = true,
+                              .is_taken = p != NULL && strcmp(p->taken, l->remote_host) == 0,
+                              .figures = l->figures};
     memcpy(ret->local, l->local_host, sizeof(ret->local));
     memcpy(ret->remote, l->remote_host, sizeof(ret->remote));
     return true;
@@ -219,6 +224,18 @@ bool mesh_tensor_host(const struct mesh *m, const struct node_id *id, char ret_h
         used = other < p->n_paths ? &p->path[other] : used;
     }
     snprintf(ret_host, 64, "%s", used != NULL ? used->is.remote : l->remote_host);
+    return true;
+}
+
+bool mesh_take_path(struct mesh *m, const struct node_id *id, char ret_host[64])
+{
+    struct pair *p = paths_find_pair(m, id);
+    if (!mesh_tensor_host(m, id, ret_host))
+        return false;
+    if (p != NULL) {
+        memcpy(p->taken, ret_host, sizeof(p->taken));
+        p->is_news = true; /* told at the next tick: this may be in the middle of something */
+    }
     return true;
 }
 

@@ -1,5 +1,6 @@
 #include "model/shard.h"
 
+#include "base/gcd.h"
 #include "model/dtype.h"
 
 #include <assert.h>
@@ -80,22 +81,12 @@ static struct range divide(struct divider *d, uint32_t total, uint32_t unit, uin
     return range;
 }
 
-static uint32_t gcd(uint32_t a, uint32_t b)
-{
-    while (b != 0) {
-        uint32_t rest = a % b;
-        a = b;
-        b = rest;
-    }
-    return a;
-}
-
 /* KV heads whose columns of the output projection are a whole number of its blocks. */
 static uint32_t kv_unit(const struct model *m, uint32_t layer)
 {
     uint32_t block = dtype_traits(m->layer[layer][ROLE_ATTN_OUT]->type)->block_elems;
     uint32_t group = m->config.n_head / m->config.n_head_kv * m->config.head_dim;
-    return block / gcd(block, group);
+    return block / gcd_u32(block, group);
 }
 
 static uint32_t ff_unit(const struct model *m, uint32_t layer, uint32_t n_ranks)
@@ -104,7 +95,7 @@ static uint32_t ff_unit(const struct model *m, uint32_t layer, uint32_t n_ranks)
     uint32_t width = FF_UNIT_MAX;
     while (width > FF_UNIT_MIN && (uint64_t)width * FF_UNITS_PER_RANK * n_ranks > m->config.n_ff)
         width /= 2;
-    return block / gcd(block, width) * width;
+    return block / gcd_u32(block, width) * width;
 }
 
 int shard_init(struct shard *s, const struct model *m, const struct split *split, uint32_t rank,

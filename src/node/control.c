@@ -269,6 +269,8 @@ static void on_file(void *arg, struct model_file *file, const struct error *caus
     }
     if (file != NULL) {
         snprintf(m->path, sizeof(m->path), "%s", file->path);
+        snprintf(m->options.draft_model, sizeof(m->options.draft_model), "%s", file->draft_path);
+        m->draft_bytes = file->draft_bytes;
         memcpy(m->hash, file->model->hash, sizeof(m->hash));
         model_shape_init(&m->shape, file->model);
         model_file_free(file);
@@ -290,7 +292,10 @@ static int find_model_file(struct order *o, const char *model, struct error *err
 {
     struct node *n = o->node;
     struct model_file_wanted wanted = {0};
+    const char *draft = o->order.model.options.draft_model;
     model_file_candidates(&wanted, model, n->config.data_dir);
+    if (draft[0] != '\0')
+        model_file_draft_candidates(&wanted, draft, n->config.data_dir);
     model_file_id(model, o->order.model.id, sizeof(o->order.model.id));
     if (o->order.model.id[0] == '\0')
         return error_set(err, E_INVALID, "'%.200s' is no name of a model", model);
@@ -351,29 +356,33 @@ static int get_u32(const struct call *c, const char *key, uint32_t max, uint32_t
     if (v == NULL || json_is_null(v))
         return 0;
     if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > (int64_t)max)
-        return error_set(err, E_INVALID, "'%s' must be a number from 0 to %u", key, max);
+        return error_set(err, E_INVALID, "'%s' must be a whole number from 0 to %u", key, max);
     *ret = (uint32_t)json_integer_value(v);
     return 0;
+}
+
+/* The word of a choice, NULL when there is none. What is no text is no word that anybody knows. */
+static const char *get_word(const struct call *c, const char *key)
+{
+    const json_t *v = json_object_get(c->body, key);
+    if (v == NULL || json_is_null(v))
+        return NULL;
+    const char *text = json_string_value(v);
+    return text != NULL && strlen(text) == json_string_length(v) ? text : "";
 }
 
 /* A type by its name; without one, it stays as it is. */
 static int get_types(const struct call *c, struct instance_options *o, struct error *err)
 {
-    char kv[8], wire[8], transport[8];
-    int rc = get_text(c, "kv_type", false, kv, sizeof(kv), err);
-    if (rc == 0)
-        rc = get_text(c, "wire", false, wire, sizeof(wire), err);
-    if (rc == 0)
-        rc = get_text(c, "transport", false, transport, sizeof(transport), err);
-    if (rc == 0 && kv[0] != '\0' && !kv_type_parse(kv, &o->kv_type))
-        rc = error_set(err, E_INVALID, "'kv_type' must be f16 or q8");
-    if (rc == 0 && wire[0] != '\0' && !comm_wire_parse(wire, &o->wire))
-        rc = error_set(err, E_INVALID, "'wire' must be f32, f16 or q8");
-    if (rc == 0 && transport[0] != '\0' && !comm_transport_parse(transport, &o->transport))
-        rc = error_set(err, E_INVALID, "'transport' must be tcp or ucx");
-    if (rc == 0)
-        rc = comm_check_transport(o->transport, err);
-    return rc;
+    const char *kv = get_word(c, "kv_type"), *wire = get_word(c, "wire"),
+               *transport = get_word(c, "transport");
+    if (kv != NULL && !kv_type_parse(kv, &o->kv_type))
+        return error_set(err, E_INVALID, "'kv_type' must be f16 or q8");
+    if (wire != NULL && !comm_wire_parse(wire, &o->wire))
+        return error_set(err, E_INVALID, "'wire' must be f32, f16 or q8");
+    if (transport != NULL && !comm_transport_parse(transport, &o->transport))
+        return error_set(err, E_INVALID, "'transport' must be tcp or ucx");
+    return comm_check_transport(o->transport, err);
 }
 
 /* What the body does not say is as this node's configuration has it. */
@@ -398,12 +407,19 @@ static int get_options(const struct call *c, struct instance_options *ret, struc
         if (value != 0)
             *numbers[i].value = value;
     }
-    if (json_object_get(c->body, "n_draft") != NULL) {
+    const json_t *draft = json_object_get(c->body, "n_draft");
+    if (draft != NULL && !json_is_null(draft)) { /* 0 is something to say */
         int rc = get_u32(c, "n_draft", LIMIT_DRAFT_TOKENS, &ret->n_draft, err);
         if (rc != 0)
             return rc;
         if (ret->n_draft == 0)
             ret->n_draft = INSTANCE_NO_DRAFT;
+    }
+    const json_t *draft_model = json_object_get(c->body, "draft_model");
+    if (draft_model != NULL && !json_is_null(draft_model)) { /* so is "" */
+        int rc = get_text(c, "draft_model", false, ret->draft_model, sizeof(ret->draft_model), err);
+        if (rc != 0)
+            return rc;
     }
     return get_types(c, ret, err);
 }

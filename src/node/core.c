@@ -40,7 +40,7 @@ void core_describe_self(const struct node *n, struct cluster_self *self)
 {
     *self = (struct cluster_self){
         .figures = {.memory_bytes_total = n->device.memory_bytes_total,
-                    .memory_bytes_free = device_memory_bytes_free() + ranks_parked_bytes(n),
+                    .memory_bytes_free = node_memory_bytes_free(n) + ranks_parked_bytes(n),
                     .n_cores = n->config.n_threads != 0 ? n->config.n_threads : n->device.n_cores,
                     .gflops = n->gflops,
                     .memory_gb_s = n->memory_gb_s,

@@ -286,6 +286,16 @@ static void set_options(struct message_load *load, const struct instance_options
                                                     : SCHEDULER_DRAFT_DEFAULT;
 }
 
+/* The head's node is this one. */
+static void find_draft(const struct instance *i, const struct instance_options *o,
+                       struct message_load *load)
+{
+    if (o->draft_model[0] != '\0' && load->n_draft > 0 &&
+        !model_file_find(o->draft_model, i->node->config.data_dir, load->draft_path))
+        log_warn("node", "instance=%s there is no draft model %s here -> serves without",
+                 i->placed.model_id, o->draft_model);
+}
+
 static int launch(struct instance *i, const struct desired_model *wanted,
                   const struct served_model *model, struct error *err)
 {
@@ -300,6 +310,7 @@ static int launch(struct instance *i, const struct desired_model *wanted,
     load.split = i->placed.split;
     memcpy(load.model_hash, model->hash, sizeof(load.model_hash));
     set_options(&load, &wanted->options, model->file->model);
+    find_draft(i, &wanted->options, &load);
     choose_local_host(i, load.host);
     paths_prepare(i->node, &i->placed, load.host);
     snprintf(load.model_path, sizeof(load.model_path), "%s", model->file->path);

@@ -211,6 +211,9 @@ uint32_t ranks_count(const struct node *n);
 uint64_t ranks_bytes(const struct node *n);
 /* Memory of runners without a rank: whoever needs it gets it. */
 uint64_t ranks_parked_bytes(const struct node *n);
+/* What the system has free now; on a device, which the node does not ask while it runs, what models
+ * may take in all. */
+uint64_t node_memory_bytes_free(const struct node *n);
 
 /* ---- requests.c ---- */
 int requests_init(struct node *n, struct error *err);

@@ -1,5 +1,6 @@
-/* How fast this computer computes and reads memory: measured once, by `shoal measure` in a child
- * process, and remembered with the number of threads and the processor's name. */
+/* How fast this computer (or the device that computes here) computes and reads memory: measured
+ * once, by `shoal measure` in a child process, and remembered with the number of threads and the
+ * names of processor and device. */
 #include "base/json.h"
 #include "base/log.h"
 #include "node/internal.h"
@@ -49,6 +50,12 @@ static void take(struct node *n, const json_t *doc)
 
 static const char speed_key[] = "speed";
 
+/* Older nodes saved no name: they measured processors. */
+static bool is_same_device(const struct node *n, const char *saved)
+{
+    return strcmp(saved != NULL ? saved : "", n->config.device) == 0;
+}
+
 static bool read_saved(struct node *n)
 {
     struct buf b;
@@ -60,7 +67,8 @@ static bool read_saved(struct node *n)
         json_parse(buf_str(&b), b.len, &doc, &err) == 0) {
         const char *cpu = json_string_value(json_object_get(doc, "cpu"));
         is_same = cpu != NULL && strcmp(cpu, n->capabilities.cpu) == 0 &&
-                  json_integer_value(json_object_get(doc, "threads")) == n_threads(n);
+                  json_integer_value(json_object_get(doc, "threads")) == n_threads(n) &&
+                  is_same_device(n, json_string_value(json_object_get(doc, "device")));
         if (is_same)
             take(n, doc);
     }
@@ -78,6 +86,8 @@ int measure_save(struct node *n, struct error *err)
     buf_printf(&b, "{\"threads\":%u,\"gflops\":%.6g,\"memory_gb_s\":%.6g,\"cpu\":", n_threads(n),
                (double)n->gflops, (double)n->memory_gb_s);
     json_append_string(&b, n->capabilities.cpu, strlen(n->capabilities.cpu));
+    buf_append_str(&b, ",\"device\":");
+    json_append_string(&b, n->config.device, strlen(n->config.device));
     buf_append_char(&b, '}');
     int rc = b.error == 0 ? store_write(n->store, speed_key, b.data, b.len, err) : b.error;
     buf_done(&b);
@@ -155,7 +165,8 @@ void measure_begin(struct node *n)
     if (!n->config.measures || read_saved(n) || (m = calloc(1, sizeof(*m))) == NULL)
         return;
     snprintf(threads, sizeof(threads), "%u", n_threads(n));
-    char *arguments[] = {n->config.program, "measure", "--json", "--threads", threads, NULL};
+    char *arguments[] = {n->config.program, "measure",  "--json",         "--threads",
+                         threads,           "--device", n->config.device, NULL};
     uv_stdio_container_t stdio[] = {
         {.flags = UV_IGNORE},
         {.flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE, .data.stream = (uv_stream_t *)&m->pipe},

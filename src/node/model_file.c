@@ -1,10 +1,12 @@
 #include "node/model_file.h"
 
 #include "base/log.h"
+#include "runner/draft_model.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct load {
     uv_work_t work;
@@ -69,6 +71,19 @@ static int open_path(const struct model_file_wanted *w, const char *path,
     return 0;
 }
 
+static int find_draft(const struct model_file_wanted *w, struct model_file *f, struct error *err)
+{
+    int rc = w->n_draft_paths > 0 ? E_NOTFOUND : 0;
+    for (uint32_t i = 0; i < w->n_draft_paths && rc == E_NOTFOUND; i++) {
+        struct error cause = {0};
+        rc = draft_model_check_file(f->model, w->draft_path[i], &f->draft_bytes, &cause);
+        if (i == 0 || rc != E_NOTFOUND) /* a file that is not there, as people named it */
+            *err = cause;
+        snprintf(f->draft_path, sizeof(f->draft_path), "%s", w->draft_path[i]);
+    }
+    return rc;
+}
+
 static void do_load(uv_work_t *work)
 {
     struct load *l = work->data;
@@ -86,6 +101,10 @@ static void do_load(uv_work_t *work)
     }
     if (rc == 0)
         error_clear(&l->err);
+    if (rc == 0 && find_draft(&l->wanted, l->file, &l->err) != 0) {
+        model_file_free(l->file);
+        l->file = NULL;
+    }
 }
 
 static void after_load(uv_work_t *work, int status)
@@ -135,16 +154,38 @@ static bool has_suffix(const char *name)
     return len > 5 && strcmp(name + len - 5, ".gguf") == 0;
 }
 
-void model_file_candidates(struct model_file_wanted *w, const char *path, const char *data_dir)
+/* As given, and by its name in the folder of models. */
+static uint32_t list_places(const char *path, const char *data_dir, char ret_paths[2][4096])
 {
     const char *name = base_name(path);
-    snprintf(w->path[w->n_paths++], sizeof(w->path[0]), "%s", path);
+    snprintf(ret_paths[0], sizeof(ret_paths[0]), "%s", path);
     if (name[0] == '\0' || name[0] == '.')
-        return;
-    int n = snprintf(w->path[w->n_paths], sizeof(w->path[0]), "%s/models/%s%s", data_dir, name,
+        return 1;
+    int n = snprintf(ret_paths[1], sizeof(ret_paths[1]), "%s/models/%s%s", data_dir, name,
                      has_suffix(name) ? "" : ".gguf");
-    if (n > 0 && (size_t)n < sizeof(w->path[0]))
-        w->n_paths++;
+    return n > 0 && (size_t)n < sizeof(ret_paths[1]) ? 2 : 1;
+}
+
+void model_file_candidates(struct model_file_wanted *w, const char *path, const char *data_dir)
+{
+    w->n_paths = list_places(path, data_dir, w->path);
+}
+
+void model_file_draft_candidates(struct model_file_wanted *w, const char *path,
+                                 const char *data_dir)
+{
+    w->n_draft_paths = list_places(path, data_dir, w->draft_path);
+}
+
+bool model_file_find(const char *path, const char *data_dir, char ret_path[4096])
+{
+    char paths[2][4096];
+    uint32_t n = list_places(path, data_dir, paths), i = 0;
+    while (i < n && access(paths[i], R_OK) != 0)
+        i++;
+    if (i < n)
+        memcpy(ret_path, paths[i], sizeof(paths[i]));
+    return i < n;
 }
 
 void model_file_id(const char *path, char *ret_id, size_t size)

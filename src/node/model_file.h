@@ -23,15 +23,20 @@ struct model_file {
     struct chat_template *chat_template; /* NULL: the model has none that can be used */
     char bos_text[64], eos_text[64];
     uint32_t n_end;
-    int32_t end[32]; /* tokens that end a generation */
+    int32_t end[32];       /* tokens that end a generation */
+    char draft_path[4096]; /* of the small model that was looked for, too */
+    uint64_t draft_bytes;  /* what that takes in memory */
 };
 
 struct model_file_wanted {
     uint32_t n_paths;
-    char path[4][4096]; /* tried in this order */
+    char path[2][4096]; /* tried in this order */
     bool has_hash;
     uint8_t hash[32]; /* files with another one are passed over */
     bool with_text;
+    uint32_t n_draft_paths; /* of a small model that is to guess ahead; 0: none. It must be there
+                               and have the same vocabulary. */
+    char draft_path[2][4096];
 };
 
 /* file is NULL on failure (err says why), else the receiver's: model_file_free. */
@@ -45,6 +50,11 @@ void model_file_free(struct model_file *f); /* NULL is fine */
 /* Adds the places where a file may be: as given, and by its name in data_dir/models (with .gguf
  * added when missing). */
 void model_file_candidates(struct model_file_wanted *w, const char *path, const char *data_dir);
+/* The same for a small model that is to guess ahead. */
+void model_file_draft_candidates(struct model_file_wanted *w, const char *path,
+                                 const char *data_dir);
+/* The first of these places where there is a file. False: none. */
+bool model_file_find(const char *path, const char *data_dir, char ret_path[4096]);
 /* The name that clients use: the file's, without folder and .gguf. */
 void model_file_id(const char *path, char *ret_id, size_t size);
 

@@ -41,8 +41,10 @@ static void on_link_down(void *self, struct mesh_link *link, const char *reason,
 static void on_link_figures(void *self, struct mesh_link *link, const struct link_figures *f)
 {
     struct node *n = self;
-    struct cluster_event e = {
-        .type = CLUSTER_EVENT_LINK_FIGURES, .node = mesh_link_hello(link)->id, .link = *f};
+    struct cluster_event e = {.type = CLUSTER_EVENT_LINK_FIGURES,
+                              .node = mesh_link_hello(link)->id,
+                              .link = *f,
+                              .taken = mesh_link_taken(link)};
     core_step(n, &e, NULL);
 }
 
@@ -260,6 +262,10 @@ int node_start(uv_loop_t *loop, const struct node_config *config, const struct n
     if (n == NULL)
         return error_set(err, E_NOMEM, "out of memory for the node");
     device_get_info(&n->device);
+    if (n->config.device_bytes_total != 0) {
+        n->device.memory_bytes_total = n->config.device_bytes_total;
+        n->device.memory_bytes_free = n->config.memory_bytes_max;
+    }
     telemetry_init(n);
     n->loop = loop;
     n->lock = -1;

@@ -34,6 +34,9 @@ struct node_config {
     enum placement_rule rule;
     uint32_t n_threads;              /* of this node, shared by its ranks; 0: all cores */
     struct instance_options options; /* of models that are loaded here without others */
+    char device[64];                 /* what computes, as engine_options.device */
+    uint64_t device_bytes_total;     /* its memory, of which models take memory_bytes_max; 0: they
+                                        take memory of the computer */
     uint64_t memory_bytes_max;       /* that runners may take; 0: what is free */
     bool measures;                   /* how fast it is, in a child process, at the first start */
     uint32_t n_secret;

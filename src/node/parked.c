@@ -79,7 +79,7 @@ static uint64_t bytes_of(const struct hosted_rank *h)
 static bool is_free(const struct node *n, uint64_t bytes)
 {
     uint64_t max = n->config.memory_bytes_max, used = ranks_bytes(n) + ranks_parked_bytes(n);
-    return bytes <= device_memory_bytes_free() && (max == 0 || used <= max);
+    return bytes <= node_memory_bytes_free(n) && (max == 0 || used <= max);
 }
 
 bool parked_has_room(const struct hosted_rank *h)

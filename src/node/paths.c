@@ -36,11 +36,14 @@ void paths_prepare(struct node *n, const struct placed_instance *placed, char ho
         snprintf(host, 64, "%s", n->config.mesh.host);
 }
 
-/* Where this node's own runner finds a rank of that node. False: where the leader says. */
-static bool find_host(const struct node *n, const struct node_id *id, char host[64])
+/* Where this node's own runner finds a rank of that node. False: where the leader says. Higher
+ * ranks connect to lower ones. */
+static bool find_host(const struct node *n, const struct node_id *id, bool is_connecting,
+                      char host[64])
 {
     if (!node_id_equal(id, &n->id))
-        return mesh_tensor_host(n->mesh, id, host);
+        return is_connecting ? mesh_take_path(n->mesh, id, host)
+                             : mesh_tensor_host(n->mesh, id, host);
     if (!is_any(n->config.mesh.host))
         return false;
     snprintf(host, 64, "%s", n->config.mesh.host[0] == ':' ? "::1" : "127.0.0.1");
@@ -102,7 +105,7 @@ bool paths_direct(struct node *n, const struct rank_owner *owner, uint32_t rank,
         return true;
     for (uint32_t r = 0; r < connect.n_peers; r++) {
         char host[64], name[64];
-        if (!find_host(n, &placed->node_of_rank[r], host))
+        if (!find_host(n, &placed->node_of_rank[r], r < rank, host))
             continue;
         if (!node_id_equal(&placed->node_of_rank[r], &n->id))
             log_info("node", "epoch=%llx rank=%u peer=%s address=%s tensors go there",
@@ -184,9 +187,11 @@ void paths_json(const struct node *n, struct buf *b, const struct node_id *id)
         put_text(b, "remote_kind", device_link_kind_name(p.remote_kind));
         put_text(b, "status", status_names[p.status]);
         buf_printf(b,
-                   "\"rtt_us\":%u,\"mbit_s\":%.1f,\"age_ms\":%llu,\"is_route\":%s,\"is_used\":%s}",
+                   "\"rtt_us\":%u,\"mbit_s\":%.1f,\"age_ms\":%llu,\"is_route\":%s,\"is_used\":%s,"
+                   "\"is_taken\":%s}",
                    p.figures.rtt_us, (double)p.figures.mbit_s, (unsigned long long)p.age_ms,
-                   p.is_route ? "true" : "false", p.is_used ? "true" : "false");
+                   p.is_route ? "true" : "false", p.is_used ? "true" : "false",
+                   p.is_taken ? "true" : "false");
     }
     buf_append_char(b, ']');
 }

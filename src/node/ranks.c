@@ -32,6 +32,12 @@ uint32_t ranks_count(const struct node *n)
     return count;
 }
 
+uint64_t node_memory_bytes_free(const struct node *n)
+{
+    return n->config.device_bytes_total != 0 ? n->config.memory_bytes_max
+                                             : device_memory_bytes_free();
+}
+
 uint64_t ranks_bytes(const struct node *n)
 {
     const struct cluster_state *s = n->cluster != NULL ? cluster_get_state(n->cluster) : NULL;
@@ -177,6 +183,17 @@ static void on_ended(void *arg, const char *reason)
     end_rank(h, reason, false);
 }
 
+/* A rank for which there is no memory: placement gives one only when the model fits nowhere. Its
+ * weights then stay pages of the file, which the system drops and reads again as it likes. */
+static bool must_page(const struct hosted_rank *h)
+{
+    const struct node *n = h->node;
+    const struct placed_instance *p = paths_find_placed(n, &h->owner.instance, h->owner.epoch);
+    uint64_t bytes = p != NULL ? p->bytes_of_rank[h->rank] : 0, free = node_memory_bytes_free(n);
+    uint64_t max = n->config.memory_bytes_max;
+    return bytes > free || (max != 0 && ranks_bytes(n) > max);
+}
+
 static int spawn_rank(struct hosted_rank *h, struct error *err)
 {
     struct node *n = h->node;
@@ -186,6 +203,12 @@ static int spawn_rank(struct hosted_rank *h, struct error *err)
     if (h->n_node_ranks > 1)
         n_threads /= h->n_node_ranks;
     h->load.engine.n_threads = n_threads > 0 ? n_threads : 1;
+    memcpy(h->load.engine.device, n->config.device, sizeof(h->load.engine.device));
+    if (must_page(h)) {
+        log_warn("node", "rank=%u there is no memory for its weights -> read from disk as needed",
+                 h->rank);
+        h->load.engine.no_repack = true;
+    }
     bool is_parked = parked_take(h);
     int rc = 0;
     if (is_parked)

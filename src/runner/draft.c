@@ -30,9 +30,10 @@ static void lookup_end(void *sequence)
     free(l);
 }
 
-static void *lookup_begin(void *arg, uint32_t n_tokens_max)
+static void *lookup_begin(void *arg, uint32_t n_tokens_max, const struct sampling *sampling)
 {
     (void)arg;
+    (void)sampling;
     struct lookup *l = calloc(1, sizeof(*l));
     uint32_t n = 64;
     if (l == NULL)
@@ -78,19 +79,19 @@ static uint32_t match_length(const int32_t *tokens, uint32_t at, uint32_t end)
 
 static uint8_t grade_of(uint32_t n_match)
 {
-    static const uint8_t least[DRAFT_GRADES] = {0, 3, 4, 6, 10, 18};
-    uint8_t grade = DRAFT_GRADES - 1;
+    static const uint8_t least[DRAFT_LOOKUP_GRADES] = {0, 3, 4, 6, 10, 18};
+    uint8_t grade = DRAFT_LOOKUP_GRADES - 1;
     while (n_match < least[grade])
         grade--;
     return grade;
 }
 
 static void lookup_propose(void *sequence, const int32_t *tokens, uint32_t n_tokens, uint32_t n_max,
-                           struct draft *ret_draft)
+                           struct draft *draft)
 {
     struct lookup *l = sequence;
     uint32_t at = 0, n_match = 0;
-    ret_draft->n_tokens = 0;
+    draft->n_tokens = 0; /* it gives all at once */
     index_tokens(l, tokens, n_tokens);
     for (uint32_t n = GRAM_MAX; n >= GRAM_MIN && n_match < n; n--) {
         if (n >= n_tokens)
@@ -106,11 +107,10 @@ static void lookup_propose(void *sequence, const int32_t *tokens, uint32_t n_tok
         n_max = LIMIT_DRAFT_TOKENS;
     for (uint32_t i = 0; i < n_max; i++) {
         /* Where the text ends the guess goes on with itself: it is a loop. */
-        ret_draft->tokens[i] =
-            at + i < n_tokens ? tokens[at + i] : ret_draft->tokens[at + i - n_tokens];
-        ret_draft->grade[i] = grade_of(n_match + i);
+        draft->tokens[i] = at + i < n_tokens ? tokens[at + i] : draft->tokens[at + i - n_tokens];
+        draft->grade[i] = grade_of(n_match + i);
     }
-    ret_draft->n_tokens = n_max;
+    draft->n_tokens = n_max;
 }
 
 const struct draft_source draft_lookup = {
@@ -118,30 +118,69 @@ const struct draft_source draft_lookup = {
 
 /* ---- what guesses are worth ---- */
 
-void draft_rates_learn(struct draft_rates *r, uint32_t grade, bool is_right)
+static void count(float *n_right, float *n_tried, double chance)
 {
     const float n_max = 64; /* so that what is long ago counts less and less */
-    r->n_tried[grade] += 1;
-    r->n_right[grade] += is_right ? 1 : 0;
-    if (r->n_tried[grade] >= n_max) {
-        r->n_tried[grade] /= 2;
-        r->n_right[grade] /= 2;
+    *n_tried += 1;
+    *n_right += (float)chance;
+    if (*n_tried >= n_max) {
+        *n_tried /= 2;
+        *n_right /= 2;
     }
+}
+
+void draft_rates_learn(struct draft_rates *r, uint32_t grade, bool is_right)
+{
+    count(&r->n_right[grade], &r->n_tried[grade], is_right ? 1 : 0);
+    if (grade >= DRAFT_MODEL_FIRST)
+        draft_rates_expect(r, is_right ? 1 : 0);
+}
+
+void draft_rates_expect(struct draft_rates *r, double chance)
+{
+    count(&r->n_model_right, &r->n_model, chance);
+}
+
+/* What is believed before anything was seen, and the weight of that: so many guesses. */
+static const double first_rate[DRAFT_GRADES] = {0.3,  0.45, 0.6, 0.75, 0.85, 0.92,
+                                                0.35, 0.45, 0.6, 0.75, 0.85, 0.92};
+static const double first_rate_model = 0.65;
+static const double first_weight = 4;
+
+static double mix(float n_right, float n_tried, double before)
+{
+    return ((double)n_right + first_weight * before) / ((double)n_tried + first_weight);
 }
 
 double draft_rates_get(const struct draft_rates *own, const struct draft_rates *all, uint32_t grade)
 {
-    /* What is believed before anything was seen, and the weight of that: so many guesses. */
-    static const double first[DRAFT_GRADES] = {0.3, 0.45, 0.6, 0.75, 0.85, 0.92};
-    const double weight = 4;
-    double others = ((double)all->n_right[grade] + weight * first[grade]) /
-                    ((double)all->n_tried[grade] + weight);
-    return ((double)own->n_right[grade] + weight * others) / ((double)own->n_tried[grade] + weight);
+    double others = mix(all->n_right[grade], all->n_tried[grade], first_rate[grade]);
+    return mix(own->n_right[grade], own->n_tried[grade], others);
+}
+
+double draft_rates_get_model(const struct draft_rates *own, const struct draft_rates *all)
+{
+    double others = mix(all->n_model_right, all->n_model, first_rate_model);
+    return mix(own->n_model_right, own->n_model, others);
+}
+
+void draft_rates_fade_model(struct draft_rates *r, float keep)
+{
+    for (uint32_t grade = DRAFT_MODEL_FIRST; grade < DRAFT_GRADES; grade++) {
+        r->n_right[grade] *= keep;
+        r->n_tried[grade] *= keep;
+    }
+    r->n_model_right *= keep;
+    r->n_model *= keep;
 }
 
 void step_times_learn(struct step_times *t, uint32_t n_rows, uint64_t ns)
 {
     enum { N_SURE = 4, N_MAX = 8 }; /* measurements that an average remembers */
+    enum {
+        N_CHANCE = 2,
+        AGE_MAX = 100
+    }; /* so few may be chance, and are forgotten after a while */
     const double shared = 0.5, outlier = 3;
     if (n_rows == 0 || n_rows > STEP_TIMES_ROWS || ns == 0)
         return;
@@ -151,13 +190,26 @@ void step_times_learn(struct step_times *t, uint32_t n_rows, uint64_t ns)
     bool is_sure = t->n[n_rows] >= N_SURE;
     t->n[n_rows] += t->n[n_rows] < N_MAX;
     t->ns[n_rows] += (now - before) / t->n[n_rows];
-    t->n_all++;
+    t->seen[n_rows] = ++t->n_all;
     /* Contexts grow and processors get warm: what makes these steps slower than they were makes
      * others slower too, which are not measured meanwhile. */
     double change = is_sure ? 1 + shared * (t->ns[n_rows] / before - 1) : 1;
-    for (uint32_t i = 1; i <= STEP_TIMES_ROWS; i++)
+    for (uint32_t i = 1; i <= STEP_TIMES_ROWS; i++) {
         if (i != n_rows)
             t->ns[i] *= change;
+        if (t->n[i] <= N_CHANCE && t->n_all - t->seen[i] > AGE_MAX) {
+            t->n[i] = 0;
+            t->ns[i] = 0;
+        }
+    }
+}
+
+uint32_t step_times_longest(const struct step_times *t)
+{
+    uint32_t n = STEP_TIMES_ROWS;
+    while (n > 0 && t->n[n] == 0)
+        n--;
+    return n;
 }
 
 double step_times_get(const struct step_times *t, uint32_t n_rows)

@@ -3,6 +3,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/rng.h"
+#include "engine/devices.h"
+#include "runner/draft_model.h"
 #include "runner/local_process.h"
 #include "runner/runner.h"
 
@@ -387,6 +389,7 @@ static int make_load(const struct local_set *s, const struct local_set_options *
     load->engine = o->engine;
     load->n_chunk = o->n_chunk;
     load->n_draft = o->n_draft;
+    snprintf(load->draft_path, sizeof(load->draft_path), "%s", o->draft_path);
     load->wire = o->wire;
     load->transport = o->comm == LOCAL_SET_UCX ? COMM_UCX : COMM_TCP;
     load->spin_us = UINT32_MAX;
@@ -410,6 +413,10 @@ static int send_load(struct local_set *s, const struct local_set_options *o,
         if (s->rank[i].is_elsewhere)
             continue;
         load->rank = i;
+        if (o->devices != NULL)
+            rc = engine_device_nth(o->devices, i, load->engine.device, err);
+        if (rc != 0)
+            return rc;
         if (o->pin && n_cpus > 0)
             load->cpu = (int32_t)(i % (uint32_t)n_cpus);
         struct buf frames = new_frames(65536);
@@ -446,6 +453,9 @@ static int read_model(struct local_set *s, const struct local_set_options *o, ui
     if (rc == 0)
         rc = split_parse(o->split != NULL ? o->split : "pipeline", s->n_ranks,
                          model->config.n_layer, NULL, &s->split, err);
+    uint64_t draft_bytes;
+    if (rc == 0 && o->draft_path[0] != '\0')
+        rc = draft_model_check_file(model, o->draft_path, &draft_bytes, err);
     if (rc == 0)
         memcpy(ret_hash, model->hash, 32);
     model_close(model);

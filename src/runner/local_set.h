@@ -37,7 +37,10 @@ struct local_set_options {
     bool pin;          /* rank r on processor r modulo their number */
     enum comm_wire wire;
     uint32_t n_chunk, n_draft; /* of the scheduler */
+    char draft_path[4096];     /* of a small model that guesses ahead; "": none */
     struct engine_options engine;
+    const char *devices; /* names between commas, one for each rank (engine/devices.h); NULL: that
+                            of engine for all */
     const char *program; /* path of the program that child processes run as `program runner`, with
                             the link on descriptor 3; NULL: this one */
 };

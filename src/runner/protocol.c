@@ -114,7 +114,9 @@ int message_encode_load(struct buf *b, const struct message_load *m)
     buf_append_u32(b, m->timeout_ms);
     buf_append_u32(b, (uint32_t)m->cpu);
     put_string(b, m->host, sizeof(m->host));
+    put_string(b, m->engine.device, sizeof(m->engine.device));
     put_string(b, m->model_path, sizeof(m->model_path));
+    put_string(b, m->draft_path, sizeof(m->draft_path));
     return finish_frame(b, start, MESSAGE_LOAD);
 }
 
@@ -193,6 +195,7 @@ int message_encode_ready(struct buf *b, const struct message_ready *m)
     buf_append_u64(b, m->info.weight_bytes_mapped);
     buf_append_u64(b, m->info.weight_bytes_repacked);
     buf_append_u64(b, m->info.weight_bytes_kept);
+    buf_append_u64(b, m->info.weight_bytes_device);
     buf_append_u64(b, m->info.kv_bytes);
     buf_append_u64(b, m->info.compute_bytes);
     buf_append_u32(b, m->info.n_ctx);
@@ -202,6 +205,7 @@ int message_encode_ready(struct buf *b, const struct message_ready *m)
     buf_append_u32(b, m->info.block_tokens);
     buf_append_u32(b, m->info.n_blocks);
     buf_append_u32(b, m->info.n_attached_max);
+    put_string(b, m->info.device, sizeof(m->info.device));
     buf_append_u32(b, m->pid);
     return finish_frame(b, start, MESSAGE_READY);
 }

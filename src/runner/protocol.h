@@ -59,6 +59,7 @@ struct message_load {
     int32_t cpu;                  /* pin to this processor; -1: none */
     char host[64];                /* numeric address to listen on for the data plane */
     char model_path[4096];
+    char draft_path[4096]; /* of a small model that guesses ahead, for the head; "": none */
 };
 
 struct message_connect {

@@ -116,7 +116,11 @@ int message_decode_load(const struct message *m, struct message_load *ret, struc
     ret->cpu = (int32_t)cursor_u32(&c);
     rc = get_string(&c, ret->host, sizeof(ret->host), "load.host", err);
     if (rc == 0)
+        rc = get_string(&c, ret->engine.device, sizeof(ret->engine.device), "load.device", err);
+    if (rc == 0)
         rc = get_string(&c, ret->model_path, sizeof(ret->model_path), "load.model_path", err);
+    if (rc == 0)
+        rc = get_string(&c, ret->draft_path, sizeof(ret->draft_path), "load.draft_path", err);
     if (rc == 0)
         rc = check_load(ret, no_repack, err);
     return rc != 0 ? rc : finish(&c, "load", err);
@@ -210,6 +214,7 @@ int message_decode_ready(const struct message *m, struct message_ready *ret, str
     ret->info.weight_bytes_mapped = cursor_u64(&c);
     ret->info.weight_bytes_repacked = cursor_u64(&c);
     ret->info.weight_bytes_kept = cursor_u64(&c);
+    ret->info.weight_bytes_device = cursor_u64(&c);
     ret->info.kv_bytes = cursor_u64(&c);
     ret->info.compute_bytes = cursor_u64(&c);
     ret->info.n_ctx = cursor_u32(&c);
@@ -219,8 +224,10 @@ int message_decode_ready(const struct message *m, struct message_ready *ret, str
     ret->info.block_tokens = cursor_u32(&c);
     ret->info.n_blocks = cursor_u32(&c);
     ret->info.n_attached_max = cursor_u32(&c);
+    int rc = get_string(&c, ret->info.device, sizeof(ret->info.device), "ready.device", err);
     ret->pid = cursor_u32(&c);
-    int rc = finish(&c, "ready", err);
+    if (rc == 0)
+        rc = finish(&c, "ready", err);
     if (rc == 0 && (ret->info.n_slots > LIMIT_SLOTS || ret->info.n_batch > LIMIT_BATCH_TOKENS))
         return error_set(err, E_PROTOCOL, "ready: %u slots, %u tokens in a step", ret->info.n_slots,
                          ret->info.n_batch);

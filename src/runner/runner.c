@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "engine/weights.h"
 #include "runner/control.h"
+#include "runner/draft_model.h"
 #include "runner/serve.h"
 
 #include <openssl/evp.h>
@@ -25,7 +26,9 @@ struct runner {
     struct comm *comm; /* NULL with one rank and no comm that came along */
     bool is_local;     /* comm came with the thread */
     struct engine *engine;
-    struct weights *kept;    /* of the last engine */
+    struct weights *kept;      /* of the last engine */
+    struct draft_model *draft; /* of the head; NULL: none */
+    struct weights *draft_kept;
     struct command *command; /* the first of this task, taken already; NULL: none */
     bool is_faultless;       /* whatever fails now is the other ranks' or the network's doing */
 };
@@ -199,6 +202,40 @@ static struct engine_info read_info(const struct runner *r)
     return info;
 }
 
+/* A draft model takes memory, too. */
+static void add_draft(const struct runner *r, struct engine_info *info)
+{
+    struct engine_info draft;
+    if (r->draft == NULL)
+        return;
+    draft_model_get_info(r->draft, &draft);
+    info->weight_bytes += draft.weight_bytes;
+    info->weight_bytes_mapped += draft.weight_bytes_mapped;
+    info->weight_bytes_repacked += draft.weight_bytes_repacked;
+    info->weight_bytes_kept += draft.weight_bytes_kept;
+    info->weight_bytes_device += draft.weight_bytes_device;
+    info->kv_bytes += draft.kv_bytes;
+    info->compute_bytes += draft.compute_bytes;
+}
+
+/* What guesses ahead for the head. Without it the answers are the same, so it is not worth failing
+ * for. */
+static void open_draft(struct runner *r)
+{
+    const struct message_load *load = &r->load;
+    struct weights *kept = r->draft_kept;
+    struct error err = {0};
+    r->draft_kept = NULL;
+    if (load->rank != 0 || load->n_draft == 0 || load->draft_path[0] == '\0') {
+        weights_free(kept);
+        return;
+    }
+    struct engine_options options = load->engine;
+    options.n_ctx = read_info(r).n_ctx;
+    if (draft_model_open(r->model, load->draft_path, &options, kept, &r->draft, &err) != 0)
+        log_warn("runner", "serves without the draft model %s: %s", load->draft_path, err.message);
+}
+
 static int do_open(struct runner *r, const struct serve_options *o, struct error *err)
 {
     struct buf frames = new_frames();
@@ -212,12 +249,14 @@ static int do_open(struct runner *r, const struct serve_options *o, struct error
         engine_open(r->model, &r->load.split, r->load.rank, o->comm, &options, &r->engine, err);
     if (rc != 0)
         return rc;
+    open_draft(r);
     r->is_faultless = true;
     control_set_targets(r->control, r->comm, r->engine);
     rc = serve_barrier(o, err);
     if (rc != 0)
         return rc;
     struct message_ready ready = {.info = read_info(r), .pid = (uint32_t)getpid()};
+    add_draft(r, &ready.info);
     frames = new_frames();
     message_encode_ready(&frames, &ready);
     send_and_free(r, &frames);
@@ -252,6 +291,7 @@ static int run(struct runner *r, struct error *err)
         return rc;
     o.engine = r->engine;
     o.n_ctx = read_info(r).n_ctx;
+    o.draft_model = r->draft != NULL ? draft_model_source(r->draft) : NULL;
     return serve(&o, err);
 }
 
@@ -274,10 +314,13 @@ static void end_task(struct runner *r, bool has_failed)
         comm_abort(r->comm);
     if (r->engine != NULL)
         r->kept = engine_close_keeping(r->engine);
+    if (r->draft != NULL)
+        r->draft_kept = draft_model_close_keeping(r->draft);
     comm_close(r->comm);
     model_close(r->model);
     r->listener = NULL;
     r->engine = NULL;
+    r->draft = NULL;
     r->comm = NULL;
     r->model = NULL;
     control_publish(r->control, &(struct message_pong){0});
@@ -311,7 +354,8 @@ static int wait_for_task(struct runner *r, int *status)
             struct buf frames = new_frames();
             free(command);
             control_take_release(r->control);
-            message_encode_released(&frames, weights_bytes_held(r->kept));
+            message_encode_released(&frames, weights_bytes_held(r->kept) +
+                                                 weights_bytes_held(r->draft_kept));
             send_and_free(r, &frames);
             is_free = true;
             *status = 0;
@@ -356,6 +400,7 @@ int runner_main(int control_fd, struct comm *local_comm)
         end_task(&r, rc != 0);
     } while (goes_on && wait_for_task(&r, &rc) == 0);
     weights_free(r.kept);
+    weights_free(r.draft_kept);
     control_close(r.control);
     return rc;
 }

@@ -59,7 +59,8 @@ int scheduler_new(const struct scheduler_options *o, const struct scheduler_outp
         s->options.n_chunk = SCHEDULER_CHUNK;
     s->output = *output;
     s->queue_end = &s->queue;
-    s->source = &draft_lookup;
+    s->source[DRAFT_LOOKUP] = &draft_lookup;
+    s->source[DRAFT_MODEL] = o->draft_model;
     uint64_t n_cache = (uint64_t)min(o->n_blocks, o->n_attached_max) * o->block_tokens;
     s->n_room = n_cache < o->n_ctx ? (uint32_t)n_cache : o->n_ctx;
     s->n_slot_blocks = scheduler_blocks(s, s->n_room);
@@ -74,7 +75,9 @@ int scheduler_new(const struct scheduler_options *o, const struct scheduler_outp
 
 static void free_request(const struct scheduler *s, struct request *r)
 {
-    s->source->end(r->guesses);
+    for (uint32_t i = 0; i < DRAFT_KINDS; i++)
+        if (s->source[i] != NULL)
+            s->source[i]->end(r->guesses[i]);
     free(r->tokens);
     free(r);
 }
@@ -293,14 +296,6 @@ static void measure(struct scheduler *s, const struct flight *f, uint64_t now_ns
     }
 }
 
-static bool is_end(const struct request *r, int32_t token)
-{
-    for (uint32_t i = 0; i < r->submit.n_end; i++)
-        if (r->submit.end[i] == token)
-            return true;
-    return false;
-}
-
 /* Tokens of a part: the first is what the model chose; each further one counts as long as the draft
  * that it was chosen after was right. */
 static void take_rows(struct scheduler *s, struct request *r, struct flight_part *part,
@@ -313,7 +308,7 @@ static void take_rows(struct scheduler *s, struct request *r, struct flight_part
         r->first_token_ns = now_ns;
     for (uint32_t i = 0; i < part->n_rows; i++) {
         r->n_past = part->n_past + part->n_tokens - part->n_rows + i + 1;
-        is_stopped = is_end(r, rows[i].token);
+        is_stopped = scheduler_is_end(r, rows[i].token);
         if (is_stopped)
             break;
         /* Drafts lie behind the known tokens. */

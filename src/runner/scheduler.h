@@ -6,13 +6,14 @@
  * many steps may be under way as there are stages: chunks of one prompt follow each other, and
  * decoding sequences are spread over the steps.
  *
- * Pure: no I/O; the time is passed in; results and cancellations come as calls, answers go out
- * through callbacks. Thread: one.
+ * Pure, but for a draft model that runs while a step is planned: no I/O; the time is passed in;
+ * results and cancellations come as calls, answers go out through callbacks. Thread: one.
  */
 #ifndef SHOAL_RUNNER_SCHEDULER_H
 #define SHOAL_RUNNER_SCHEDULER_H
 
 #include "base/error.h"
+#include "runner/draft.h"
 #include "runner/plan.h"
 #include "runner/protocol.h"
 
@@ -28,6 +29,8 @@ struct scheduler_options {
     uint32_t n_in_flight;            /* steps under way at once: the number of stages; 0: 1 */
     uint32_t n_chunk; /* tokens of prompts in a step that also decodes; 0: SCHEDULER_CHUNK */
     uint32_t n_draft; /* tokens guessed ahead at most; 0: none; at most LIMIT_DRAFT_TOKENS */
+    const struct draft_source *draft_model; /* guesses where the text itself does not tell; its
+                                               cost() is needed. Borrowed; NULL: none */
     uint64_t
         step_ns_max; /* chunks are cut so that a step stays below this, as far as earlier
                         steps tell; 0: no bound. Other ranks wait for a step with a deadline. */

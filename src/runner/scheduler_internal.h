@@ -18,6 +18,8 @@ enum {
     SCHEDULER_ATTACH_MAX = PLAN_BLOCKS_MAX - LIMIT_BATCH_TOKENS - 2 * LIMIT_SLOTS,
 };
 
+enum draft_kind { DRAFT_LOOKUP, DRAFT_MODEL, DRAFT_KINDS };
+
 /* A request waits in the queue, then runs. A running one is waiting for its begin, then it has a
  * slot and blocks; its prompt runs up to n_target, then it decodes. */
 struct request {
@@ -43,7 +45,7 @@ struct request {
     uint32_t n_granted;  /* while a step is planned: its tokens in it */
     bool yields;         /* not planned, so that it can be preempted */
 
-    void *guesses;                     /* of the draft source; NULL: none yet */
+    void *guesses[DRAFT_KINDS];        /* of the draft sources; NULL: none yet */
     uint8_t grade[LIMIT_DRAFT_TOKENS]; /* of the guesses under way, which lie behind the tokens */
     struct draft_rates rates;
 };
@@ -68,6 +70,7 @@ struct flight { /* a step under way */
     uint32_t n_parts, n_tokens;
     bool has_prompt;
     uint64_t planned_ns;
+    uint64_t draft_ns; /* of guessing, from then on */
     struct flight_part part[LIMIT_SLOTS];
 };
 
@@ -92,11 +95,13 @@ struct scheduler {
     bool result_had_prompt;
     double prefill_token_ns; /* measured, of the latest chunks; 0: not known */
 
-    const struct draft_source *source;
+    const struct draft_source *source[DRAFT_KINDS]; /* the model's may be NULL */
     struct draft_rates rates;
     struct step_times times;
-    double loss_ns[DRAFT_GRADES]; /* what guesses cost more than they gave; below 0: a gain */
+    double loss_ns[DRAFT_GRADES]; /* what guesses cost more than they gave, below 0: a gain; all of
+                                     a model's in its first grade */
     double decode_ns;             /* all steps without prompts */
+    uint64_t draft_ns;            /* of guessing for the step that is being planned */
 
     struct request *waiter;             /* lacks blocks that a sequence in flight will give up */
     uint32_t waiter_end;                /* tokens that it needs blocks for */
@@ -152,6 +157,15 @@ static inline bool scheduler_has_begun(const struct request *r)
 static inline bool scheduler_is_decoding(const struct request *r)
 {
     return scheduler_has_begun(r) && r->n_tokens > r->n_target;
+}
+
+/* Whether this token ends the request. */
+static inline bool scheduler_is_end(const struct request *r, int32_t token)
+{
+    for (uint32_t i = 0; i < r->submit.n_end; i++)
+        if (r->submit.end[i] == token)
+            return true;
+    return false;
 }
 
 static inline uint32_t scheduler_blocks(const struct scheduler *s, uint32_t n_tokens)

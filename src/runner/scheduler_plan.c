@@ -356,6 +356,7 @@ bool scheduler_plan(struct scheduler *s, uint64_t now_ns, struct plan *ret_plan)
     p->kind = PLAN_STEP;
     p->n_copies = p->n_attaches = p->n_parts = p->n_blocks = p->n_tokens = 0;
     s->n_planned++;
+    s->draft_ns = 0;
     choose_parts(s, p, now_ns);
     if (p->n_parts == 0)
         return false;
@@ -373,6 +374,7 @@ bool scheduler_plan(struct scheduler *s, uint64_t now_ns, struct plan *ret_plan)
     for (uint32_t i = 0; i < f->n_parts; i++)
         f->has_prompt |= f->part[i].is_prompt;
     f->planned_ns = now_ns;
+    f->draft_ns = s->draft_ns;
     s->stats.n_steps++;
     return true;
 }

@@ -20,13 +20,20 @@ struct step_under_way { /* planned; its rows come from the last stage */
     uint32_t n_rows;
 };
 
+struct slot_hash {
+    uint64_t now;     /* of the tokens that the slot holds */
+    uint64_t earlier; /* of the first n_earlier of them, before its last part: guesses in that may
+                         turn out wrong */
+    uint32_t n_earlier;
+};
+
 struct server {
     struct serve_options o;
     struct engine_info info;
     struct scheduler *scheduler; /* rank 0 */
     struct plan *plan;
-    uint64_t number;                 /* of the next step */
-    uint64_t slot_hash[LIMIT_SLOTS]; /* of the tokens that each slot holds */
+    uint64_t number; /* of the next step */
+    struct slot_hash hash[LIMIT_SLOTS];
     struct step_under_way under_way[SCHEDULER_IN_FLIGHT_MAX]; /* a ring; rank 0 */
     uint32_t under_way_first, n_under_way;
     struct step_row *rows; /* [LIMIT_BATCH_TOKENS] received ones */
@@ -96,6 +103,22 @@ static int check_slot(const struct server *s, uint32_t slot, struct error *err)
                : error_set(err, E_PROTOCOL, "the plan names slot %u of %u", slot, s->info.n_slots);
 }
 
+static void forget_hash(struct server *s, uint32_t slot)
+{
+    s->hash[slot] = (struct slot_hash){.now = PLAN_HASH_EMPTY, .earlier = PLAN_HASH_EMPTY};
+}
+
+/* The slot's first n tokens: all that it holds. What was hashed before its last part need not be
+ * hashed again. */
+static void hash_up_to(struct server *s, uint32_t slot, uint32_t n)
+{
+    struct slot_hash *h = &s->hash[slot];
+    if (n < h->n_earlier)
+        forget_hash(s, slot);
+    h->now = plan_hash(h->earlier, engine_slot_tokens(s->o.engine, slot) + h->n_earlier,
+                       n - h->n_earlier);
+}
+
 static int apply_attaches(struct server *s, const struct plan *p, struct block_list *blocks,
                           struct error *err)
 {
@@ -113,8 +136,8 @@ static int apply_attaches(struct server *s, const struct plan *p, struct block_l
                                     a->n_blocks, a->n_keep, &a->sampling, err);
         if (rc != 0)
             return error_wrap(err, rc, "beginning a sequence in slot %u", a->slot);
-        s->slot_hash[a->slot] =
-            plan_hash(PLAN_HASH_EMPTY, engine_slot_tokens(s->o.engine, a->slot), a->n_keep);
+        forget_hash(s, a->slot);
+        hash_up_to(s, a->slot, a->n_keep);
     }
     return 0;
 }
@@ -129,8 +152,7 @@ static int apply_part(struct server *s, const struct plan_part *part, struct blo
         return rc;
     if (part->n_past < engine_slot_n_tokens(e, part->slot)) {
         rc = engine_slot_truncate(e, part->slot, part->n_past, err);
-        s->slot_hash[part->slot] =
-            plan_hash(PLAN_HASH_EMPTY, engine_slot_tokens(e, part->slot), part->n_past);
+        hash_up_to(s, part->slot, part->n_past);
     }
     if (rc == 0 && part->n_new_blocks > 0)
         rc = engine_slot_extend(e, part->slot, take_blocks(blocks, part->n_new_blocks),
@@ -138,12 +160,12 @@ static int apply_part(struct server *s, const struct plan_part *part, struct blo
     if (rc != 0)
         return error_wrap(err, rc, "slot %u", part->slot);
     uint32_t n_tokens = engine_slot_n_tokens(e, part->slot);
-    if (part->n_past != n_tokens || part->prefix_hash != s->slot_hash[part->slot])
+    if (part->n_past != n_tokens || part->prefix_hash != s->hash[part->slot].now)
         return error_set(err, E_PROTOCOL,
                          "rank %u lost its place: slot %u holds %u tokens (%016llx), the head "
                          "counts %u (%016llx)",
                          s->o.rank, part->slot, n_tokens,
-                         (unsigned long long)s->slot_hash[part->slot], part->n_past,
+                         (unsigned long long)s->hash[part->slot].now, part->n_past,
                          (unsigned long long)part->prefix_hash);
     return 0;
 }
@@ -168,7 +190,10 @@ static int run_step(struct server *s, const struct plan *p, struct step_result *
             return rc;
         step.part[i] = (struct step_part){
             .slot = part->slot, .n_tokens = part->n_tokens, .output = part->output};
-        s->slot_hash[part->slot] = plan_hash(s->slot_hash[part->slot], tokens, part->n_tokens);
+        struct slot_hash *h = &s->hash[part->slot];
+        *h = (struct slot_hash){.now = plan_hash(h->now, tokens, part->n_tokens),
+                                .earlier = h->now,
+                                .n_earlier = part->n_past};
         tokens += part->n_tokens;
     }
     rc = engine_step(s->o.engine, &step, ret_result, err);
@@ -443,7 +468,7 @@ static int start(struct server *s, struct error *err)
     if (s->plan == NULL || s->rows == NULL || s->received == NULL)
         return error_set(err, E_NOMEM, "no memory for step plans");
     for (uint32_t i = 0; i < LIMIT_SLOTS; i++)
-        s->slot_hash[i] = PLAN_HASH_EMPTY;
+        forget_hash(s, i);
     engine_get_info(s->o.engine, &s->info);
     s->number = 1;
     if (s->o.rank != 0)
@@ -459,6 +484,7 @@ static int start(struct server *s, struct error *err)
         .n_in_flight = s->o.n_stages,
         .n_chunk = s->o.n_chunk,
         .n_draft = s->o.n_draft,
+        .draft_model = s->o.draft_model,
         .step_ns_max = s->o.timeout_ms * UINT64_C(1000000) / STEPS_PER_TIMEOUT / s->o.n_stages,
     };
     struct scheduler_output output = {

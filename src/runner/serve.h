@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "runner/control.h"
+#include "runner/draft.h"
 
 #include <stdint.h>
 
@@ -14,7 +15,8 @@ struct serve_options { /* all borrowed */
     uint32_t rank, n_ranks, n_stages;
     uint32_t rows_rank; /* first rank of the last stage: it has the sampled tokens */
     uint32_t n_vocab, n_ctx, timeout_ms;
-    uint32_t n_chunk, n_draft; /* of the scheduler; rank 0 */
+    uint32_t n_chunk, n_draft;              /* of the scheduler; rank 0 */
+    const struct draft_source *draft_model; /* likewise */
 };
 
 /* Waits until every rank has loaded: rank 0 returns when all are ready; the others report and

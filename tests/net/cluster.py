@@ -12,8 +12,8 @@ import urllib.parse
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-SHOAL = pathlib.Path(os.environ.get("SHOAL_BUILD", ROOT / "build" / "dev")) / "shoal"
-MODELS = pathlib.Path(os.environ.get("SHOAL_TEST_MODELS", ROOT / "build" / "models"))
+SHOAL = ROOT / os.environ.get("SHOAL_BUILD", "build/dev") / "shoal"
+MODELS = ROOT / os.environ.get("SHOAL_TEST_MODELS", "build/models")
 TIMEOUT_S = 120
 PROMPT = "Tell me about the sea."
 
@@ -25,15 +25,6 @@ def need_model(name="smollm2"):
     if not path.exists():
         pytest.skip(f"there is no model {path}")
     return path
-
-
-def alive(pid):
-    """Whether a process runs; one that has ended and waits for its parent counts as gone."""
-    try:
-        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
 
 
 def wait_for(what, condition, seconds=TIMEOUT_S):

@@ -163,7 +163,8 @@ class Network:
         self.hosts.append(host)
         self.add_namespace(host.namespace)
         # Its link-local address is usable at once: no one else can have it.
-        host.run(["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.default.addr_gen_mode=0"], check=True)
+        settings = [f"net.ipv6.conf.{which}.{name}=0" for which in ("all", "default") for name in ("accept_dad", "addr_gen_mode")]
+        host.run(["sysctl", "-qw", *settings], check=True)
         self.ip("link", "add", host.cable, "mtu", mtu, "type", "veth",
                 "peer", "name", "eth0", "netns", host.namespace, "address", host.mac, "mtu", mtu)
         self.ip("link", "set", host.cable, "master", "lan", "up")

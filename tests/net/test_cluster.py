@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from cluster import PROMPT, Cluster, Stream, alive, chat, get, need_model, run_once, state, wait_for
+from cluster import PROMPT, Cluster, Stream, chat, get, need_model, run_once, state, wait_for
+from processes import alive
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,7 @@ def net():
         yield network
 
 
+@pytest.mark.alone
 def test_three_hosts_find_each_other(net):
     """The time from the start of the last one until all know all, by default over 20 runs."""
     seconds = []

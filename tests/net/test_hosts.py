@@ -34,8 +34,8 @@ s.settimeout(timeout)
 times = []
 for i in range(n):
     begin = time.monotonic()
-    s.sendto(str(i).encode(), where[4])
     try:
+        s.sendto(str(i).encode(), where[4])
         while s.recv(2000) != str(i).encode():
             pass
         times.append(time.monotonic() - begin)
@@ -74,12 +74,17 @@ def healed(net):
     net.heal()
 
 
-def ping(source, target, n=5, timeout=0.3, address=None):
+def ping(source, target, n=5, timeout=1, address=None):
     """Answers and the median time in ms."""
     done = source.run([sys.executable, "-c", PING, address or target.address, n, timeout])
     assert done.returncode == 0, done.stderr
     count, ms = done.stdout.split()
     return int(count), float(ms)
+
+
+def is_silent(source, target):
+    """Nothing comes back, for as long as one waits for it here."""
+    return ping(source, target, n=2, timeout=0.2)[0] == 0
 
 
 def stream(source, target, n):
@@ -98,7 +103,7 @@ def test_hosts_reach_each_other(net):
 def test_one_way(net):
     a, b, c = net.hosts
     net.one_way(a, b)
-    assert ping(a, b)[0] == 0 and ping(b, a)[0] == 0 and ping(a, c)[0] == 5
+    assert is_silent(a, b) and is_silent(b, a) and ping(a, c)[0] == 5
     net.heal()
     assert ping(a, b)[0] == 5
 
@@ -106,7 +111,7 @@ def test_one_way(net):
 def test_partition(net):
     a, b, c = net.hosts
     net.partition([a, b], [c])
-    assert ping(a, b)[0] == 5 and ping(a, c)[0] == 0 and ping(c, b)[0] == 0
+    assert ping(a, b)[0] == 5 and is_silent(a, c) and is_silent(c, b)
     net.heal()
     assert ping(a, c)[0] == 5
 
@@ -114,19 +119,21 @@ def test_partition(net):
 def test_cable(net):
     a, b, _ = net.hosts
     net.unplug(b)
-    assert ping(a, b)[0] == 0
+    assert is_silent(a, b)
     assert "LOWER_UP" not in b.ip("link", "show", "eth0")
     net.plug(b)
     assert ping(a, b)[0] == 5
 
 
+@pytest.mark.alone
 def test_loss(net):
     a, b, _ = net.hosts
     net.loss(b, 30)
-    count, _ = ping(a, b, n=200, timeout=0.01)  # 49 % of the pairs arrive
+    count, _ = ping(a, b, n=200, timeout=0.03)  # 49 % of the pairs arrive
     assert 60 < count < 140
 
 
+@pytest.mark.alone
 def test_rate(net):
     a, b, _ = net.hosts
     net.rate(b, 40)
@@ -137,6 +144,7 @@ def test_rate(net):
         net.rate(b, None)
 
 
+@pytest.mark.alone
 def test_delay(net):
     a, b, c = net.hosts
     before = ping(a, b)[1]
@@ -151,13 +159,14 @@ def test_delay(net):
     # What passes through taps arrives whole, in both directions, and partitions hold there too.
     assert stream(a, b, 2_000_000) < 20
     net.partition([b], [a, c])
-    assert ping(a, b)[0] == 0
+    assert is_silent(a, b)
 
 
+@pytest.mark.alone
 def test_delay_with_loss(net):
     a, b, _ = net.hosts
     net.delay(b, ms=1, loss_percent=30, double_percent=10)
-    count, _ = ping(a, b, n=200, timeout=0.02)
+    count, _ = ping(a, b, n=200, timeout=0.04)
     assert 60 < count < 140
 
 

@@ -93,11 +93,13 @@ def test_bench_of_streams():
         assert 0 < rank["comm_ns"] + rank["graph_ns"] + rank["sample_ns"] + rank["fill_ns"] <= rank["step_ns"]
 
 
+@pytest.mark.alone
 def test_bench_of_a_prompt_seen_before():
     out = json.loads(bench("--prompt", "same", "-p", "512", "-r", "3", "--json").stdout)
     assert out["first_ms"] < 0.5 * out["first_prompt"]["first_ms"], out  # and far less where nothing else runs
 
 
+@pytest.mark.alone
 def test_bench_remembers(tmp_path):
     history = tmp_path / "history.jsonl"
     assert bench("--history", str(history)).returncode == 0

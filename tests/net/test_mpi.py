@@ -12,7 +12,10 @@ import time
 import urllib.request
 
 import pytest
-from test_runners import PROMPT, SHOAL, children, model, wait_until_gone
+
+from cluster import SHOAL
+from processes import children, wait_until_gone
+from test_runners import PROMPT, model
 
 # Open MPI wants to be asked before it runs as root, or more ranks than cores.
 ENVIRONMENT = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

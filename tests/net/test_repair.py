@@ -14,7 +14,8 @@ import time
 import pytest
 
 from answers import check_answer
-from cluster import PROMPT, SHOAL, Cluster, Stream, alive, chat, get, state, wait_for
+from cluster import PROMPT, SHOAL, Cluster, Stream, chat, get, state, wait_for
+from processes import alive
 
 N_MAX = 80
 REPAIR_S = 3.0  # until the stream goes on, asked of a quiet computer

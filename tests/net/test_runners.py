@@ -4,30 +4,24 @@ Environment: SHOAL_BUILD (build directory, default build/dev), SHOAL_TEST_MODELS
 """
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-SHOAL = ROOT / os.environ.get("SHOAL_BUILD", "build/dev") / "shoal"
-MODELS = ROOT / os.environ.get("SHOAL_TEST_MODELS", "build/models")
+from cluster import SHOAL, need_model
+from processes import children, wait_until_gone
+
 PROMPT = "The history of the lighthouse begins"
 
 
-def model(name="smollm2.gguf"):
-    path = MODELS / name
-    if not path.exists():
-        pytest.skip(f"no model {path}")
-    if not SHOAL.exists():
-        pytest.skip(f"no program {SHOAL}: build it first")
-    return str(path)
+def model():
+    return str(need_model())
 
 
-def command(*options, max_tokens=20, name="smollm2.gguf"):
-    return [str(SHOAL), "run", model(name), PROMPT, "--raw", "--ctx", "1024", "--threads", "1",
+def command(*options, max_tokens=20):
+    return [str(SHOAL), "run", model(), PROMPT, "--raw", "--ctx", "1024", "--threads", "1",
             "--max-tokens", str(max_tokens), *options]
 
 
@@ -35,35 +29,6 @@ def tokens(*options, **more):
     done = subprocess.run(command("--tokens", *options, **more), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return [int(line) for line in done.stdout.split()]
-
-
-def children(pid):
-    """Processes whose parent is pid, by rank: runners are started in order."""
-    found = []
-    for entry in pathlib.Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(entry.name))
-    return sorted(found)
-
-
-def is_alive(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until_gone(pids, seconds):
-    until = time.monotonic() + seconds
-    while any(is_alive(pid) for pid in pids) and time.monotonic() < until:
-        time.sleep(0.02)
-    return [pid for pid in pids if is_alive(pid)]
 
 
 @pytest.fixture
@@ -125,6 +90,7 @@ def test_figures_name_every_rank():
     assert [rank["layer_first"] for rank in figures["ranks"]] == [0, figures["ranks"][0]["n_layers"]]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_a_killed_rank_is_named_at_once(generating, victim):
     process, ranks = generating(3)

@@ -301,6 +301,7 @@ void node_start(struct sim_node *n, bool has_disk)
         .saved = n->disk.len > 0 ? n->disk.data : NULL,
         .saved_len = n->disk.len,
         .is_alone_expected = w->n_nodes == 1,
+        .no_paging = true, /* the checkers want every layer within memory */
     };
     describe_self(n, &o.self);
     world_trace(w, n, true, "starts%s", o.saved != NULL ? " with its disk" : "");

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gguf_metadata
+
 HERE = Path(__file__).resolve().parent
 BUILD = Path(os.environ.get("SHOAL_BUILD", HERE.parent.parent / "build" / "dev"))
 MODELS = Path(os.environ.get("SHOAL_TEST_MODELS", HERE.parent.parent / "build" / "models"))
@@ -75,18 +77,14 @@ def tokenize(tool, path, text, flags=ADD_BOS):
     return np.frombuffer(done.stdout, dtype="<i4", count=n, offset=4)
 
 
-@functools.cache
-def metadata_string(path, key):
-    from gguf import GGUFReader
-
-    field = GGUFReader(path).fields.get(key)
-    return bytes(field.parts[field.data[0]]).decode() if field is not None else None
+def chat_template(path):
+    return gguf_metadata.read(path).get("tokenizer.chat_template")
 
 
 def prompt_tokens(name, prompt):
     """What `shoal run` makes of a prompt: through the chat template if the model has one, as it is otherwise."""
     path = model(name)
-    template = metadata_string(path, "tokenizer.chat_template")
+    template = chat_template(path)
     if template is None:
         return tokenize(program("tokenize_tool"), path, prompt.encode())
     context = {"messages": [{"role": "user", "content": prompt}], "add_generation_prompt": True, "tools": None}
@@ -124,13 +122,20 @@ def run_engine(path, sequences, picks=None, **options):
 
 def run_shoal(path, prompt, n_max=256, **options):
     """(token ids, figures) of `shoal run`."""
-    raw = ["--raw"] if metadata_string(path, "tokenizer.chat_template") is None else []
+    raw = ["--raw"] if chat_template(path) is None else []
     arguments = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
     done = call(program("shoal"), "run", path, prompt, "--tokens", "--json", "--max-tokens", n_max, *raw, *arguments)
     return [int(line) for line in done.stdout.split()], json.loads(done.stderr.splitlines()[-1])
 
 
+def processors():
+    """This process's share of them when several run tests side by side: threads that wait for each other are slow where processors
+    are short."""
+    n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // n_workers)
+
+
 def at_once(function, items):
     """Results of function(item), as many at once as there are processors: most runs use one of them."""
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         return list(pool.map(function, items))

@@ -2,7 +2,7 @@
  * Runs token ids through the engine, teacher-forced, for tests that compare numbers:
  *
  *   engine_tool MODEL IN OUT [--split TEXT] [--ranks N] [--batch N] [--threads N] [--no-repack]
- *               [--kv f16|q8] [--one-by-one N] [--rows] [--summary PICKS]
+ *               [--kv f16|q8] [--device A,B] [--one-by-one N] [--rows] [--summary PICKS]
  *
  * IN: token ids, i32; -1 between sequences, each of which starts with an empty cache. OUT has one
  * record for every token, in order, separators left out:
@@ -15,7 +15,7 @@
  * --one-by-one N: the last N tokens of each sequence go through one at a time, as in decoding.
  * Ranks are threads over the local back end.
  */
-#include "engine/engine.h"
+#include "engine/devices.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -34,7 +34,7 @@ struct job {
     const struct model *model;
     struct split split;
     struct engine_options options;
-    const char *split_text;
+    const char *split_text, *devices; /* of the ranks */
     uint32_t n_ranks;
     const int32_t *in; /* with separators */
     uint32_t n_in, n_tokens, n_single;
@@ -195,8 +195,11 @@ static void print_figures(const struct rank *r, struct engine *e)
 static int run(struct rank *r)
 {
     struct job *job = r->job;
+    struct engine_options options = job->options;
     struct engine *e = NULL;
-    int rc = engine_open(job->model, &job->split, r->index, r->comm, &job->options, &e, &r->err);
+    int rc = engine_device_nth(job->devices, r->index, options.device, &r->err);
+    if (rc == 0)
+        rc = engine_open(job->model, &job->split, r->index, r->comm, &options, &e, &r->err);
     uint64_t number = 0;
     for (uint32_t i = 0, first = 0; rc == 0 && i < job->n_in;) {
         uint32_t n = 0;
@@ -300,6 +303,8 @@ static int parse_options(struct job *job, int argc, char **argv, const char **re
         else if (strcmp(name, "--kv") == 0 &&
                  (strcmp(value, "f16") == 0 || strcmp(value, "q8") == 0))
             job->options.kv_type = value[0] == 'q' ? KV_Q8_0 : KV_F16;
+        else if (strcmp(name, "--device") == 0)
+            job->devices = value;
         else if (strcmp(name, "--one-by-one") == 0)
             job->n_single = number;
         else if (strcmp(name, "--summary") == 0)
@@ -356,7 +361,8 @@ static int write_out(const struct job *job, const char *path)
 
 int main(int argc, char **argv)
 {
-    struct job job = {.options = {.n_threads = 1}, .split_text = "pipeline", .n_ranks = 1};
+    struct job job = {
+        .options = {.n_threads = 1}, .split_text = "pipeline", .devices = "", .n_ranks = 1};
     const char *picks_path = NULL;
     if (parse_options(&job, argc, argv, &picks_path) != 0) {
         fprintf(stderr, "usage: engine_tool MODEL IN OUT [options]; see the head of the source\n");

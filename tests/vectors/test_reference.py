@@ -35,7 +35,7 @@ def scored(name, weights):
     tokens = ref["tokens"]
     picks = np.concatenate([np.append(tokens[1:], tokens[:1])[:, None], ref["best"],
                             np.broadcast_to(ref["others"], (len(tokens), len(ref["others"])))], axis=1)
-    return runs.run_engine(runs.any_model(name, weights), [tokens], picks, threads=2)
+    return runs.run_engine(runs.any_model(name, weights), [tokens], picks, threads=runs.processors())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,8 +21,9 @@ NAMES = ["smollm2", "gemma3"]
 
 @functools.cache
 def answer(name, prompt, sampling, n_max, split, repeat=0):
-    """Tokens of `shoal run`; repeat only makes a new run of the same."""
-    tokens, _ = runs.run_shoal(runs.model(name), PROMPTS[name][prompt], n_max, threads=1, **dict(sampling), **dict(split))
+    """Tokens of `shoal run`; repeat only makes a new run of the same. Without guesses: what is tried depends on measured times, and ggml's
+    kernels for K types round by the number of rows."""
+    tokens, _ = runs.run_shoal(runs.model(name), PROMPTS[name][prompt], n_max, threads=1, draft=0, **dict(sampling), **dict(split))
     return tokens
 
 
@@ -37,7 +38,7 @@ def pipeline(n):
 
 # name, pipeline, sampling, prompts
 PIPELINES = [
-    ("smollm2", 2, GREEDY, range(0, 10, 3)),
+    ("smollm2", 2, GREEDY, range(0, 10, 6)),
     ("smollm2", 3, SEEDED, range(1, 10, 5)),
     ("gemma3", 2, GREEDY, range(1)),
     ("gemma3", 3, SEEDED, range(1, 2)),
@@ -47,7 +48,7 @@ PIPELINES = [
 @pytest.mark.parametrize("name,n_ranks,sampling,prompts", PIPELINES,
                          ids=[f"{n}-{r}-{'greedy' if s is GREEDY else 'seeded'}" for n, r, s, _ in PIPELINES])
 def test_pipeline_gives_the_same_tokens(name, n_ranks, sampling, prompts):
-    n_max = 256 if name == "smollm2" else 128
+    n_max = 192 if name == "smollm2" else 112
     requests = [(p, sampling, n_max, split) for p in prompts for split in ({}, pipeline(n_ranks))]
     found = answers(name, requests)
     lengths = [len(tokens) for tokens in found[::2]]
@@ -94,8 +95,9 @@ TENSORS = {"tensor 2": {"split": "tensor", "ranks": 2}, "tensor 3": {"split": "t
 # (split, sampling, tokens): more ranks than processors take turns, so these are shorter. Four ranks: more than SmolLM2 has KV heads;
 # two are more than gemma3 has.
 TENSOR_RUNS = {
-    "smollm2": [("tensor 2", GREEDY, 128), ("tensor 2", SEEDED, 256), ("tensor 3", SEEDED, 64), ("tensor 4", GREEDY, 64), ("2x2", SEEDED, 64)],
-    "gemma3": [("tensor 2", SEEDED, 64), ("2x2", GREEDY, 32)],
+    "smollm2": [("tensor 2", GREEDY, 64), ("tensor 2", SEEDED, 128), ("tensor 3", SEEDED, 48), ("tensor 4", GREEDY, 48),
+                ("2x2", SEEDED, 48)],
+    "gemma3": [("tensor 2", SEEDED, 48), ("2x2", GREEDY, 24)],
 }
 
 

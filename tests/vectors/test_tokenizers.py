@@ -7,6 +7,7 @@ written as GGUF files that hold nothing but a tokenizer. docs/internals/tokenize
 Environment: SHOAL_BUILD (build directory, default build/dev), SHOAL_TEST_MODELS (folder, default build/models).
 """
 
+import itertools
 import os
 import struct
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
+import gguf_metadata
 import tokenizer_texts as texts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,9 +161,10 @@ def byte_level_reference(name, vocab, merges, added):
 
 
 def add_tokens(reference, added):
-    for text, type_ in added:
-        token = AddedToken(text, normalized=False, special=type_ != USER)
-        (reference.add_tokens if type_ == USER else reference.add_special_tokens)([token])
+    """In this order, and as many at once as are of a kind: each call makes a new automaton, and a vocabulary may have thousands."""
+    for is_user, run in itertools.groupby(added, key=lambda item: item[1] == USER):
+        tokens = [AddedToken(text, normalized=False, special=not is_user) for text, _ in run]
+        (reference.add_tokens if is_user else reference.add_special_tokens)(tokens)
 
 
 def merges_from_ranks(vocab, ranks):
@@ -199,9 +202,8 @@ def model_tokenizer(name):
     path = MODELS / name
     if not path.exists():
         pytest.skip(f"no model {path} (SHOAL_TEST_MODELS)")
-    fields = gguf.GGUFReader(path).fields
-    read = lambda key: fields["tokenizer.ggml." + key].contents() if "tokenizer.ggml." + key in fields else None
-    return path, read
+    found = gguf_metadata.read(path)
+    return path, lambda key: found.get("tokenizer.ggml." + key)
 
 
 def write_tokenizer(path, model, pre, tokens, types, merges=None, scores=None, prefix=None):

@@ -32,9 +32,11 @@ static inline struct desired_model sample_model(const char *id)
                     .n_kv_tokens = 100000,
                     .n_chunk = 64,
                     .n_draft = INSTANCE_NO_DRAFT,
+                    .draft_model = "/models/a small one.gguf",
                     .kv_type = KV_Q8_0,
                     .wire = COMM_WIRE_F16,
                     .transport = COMM_UCX},
+        .draft_bytes = 300 << 20,
         .rule = PLACEMENT_MEMORY,
         .split = "2x1",
         .n_nodes_min = 2,
@@ -119,7 +121,8 @@ static inline int sample_put(struct buf *b, uint32_t i)
         .name = "a", .figures = {16ull << 30, 8ull << 30, 8, 100, 20, THERMAL_WARNING, true, 80}};
     const struct message_heartbeat heartbeat = {
         1, s->claim, true, false, false, 120, s->claim, 1, 1, 0, 1 << 30, THERMAL_NORMAL};
-    const struct message_link links[2] = {{sample_id('b'), {200, 940}}, {sample_id('c'), {0, 0}}};
+    const struct message_link links[2] = {{sample_id('b'), {200, 940, 1}, {9000, 20, 2}},
+                                          {sample_id('c'), {0, 0, 3}, {UINT32_MAX, 0, 4}}};
     const struct message_ask ask = {6, sample_id('c')};
     const struct message_tell tell = {6, sample_id('c'), 79, true, 250};
     const struct message_order_answer answer = {sample_id('b'), 79, 1, 0, E_NOTFOUND, "no such"};

@@ -3,35 +3,8 @@
  * lose one of them and meet again. A lost allocation costs a message or an event, never the state:
  * all must agree in the end. The sources are included here with their allocator replaced.
  */
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdlib.h>
+#include "failing_alloc.h"
 
-static long allocations_left = -1; /* before one fails; negative: none does */
-
-static bool fails(void)
-{
-    return allocations_left >= 0 && allocations_left-- == 0;
-}
-
-static void *test_malloc(size_t n)
-{
-    return fails() ? NULL : malloc(n);
-}
-
-static void *test_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : calloc(n, size);
-}
-
-static void *test_realloc(void *p, size_t n)
-{
-    return fails() ? NULL : realloc(p, n);
-}
-
-#define malloc  test_malloc
-#define calloc  test_calloc
-#define realloc test_realloc
 #include "base/buf.c"
 #include "cluster/cluster.c"
 #include "cluster/election.c"
@@ -42,6 +15,7 @@ static void *test_realloc(void *p, size_t n)
 #include "cluster/place.c"
 #include "cluster/repair.c"
 #include "cluster/suspicion.c"
+#include "cluster/ways.c"
 #undef malloc
 #undef calloc
 #undef realloc

@@ -218,6 +218,66 @@ static void test_refusals(void **state)
     close_model(&f);
 }
 
+/* About 4 GiB of weights on two nodes. */
+static void test_larger_than_memory(void **state)
+{
+    (void)state;
+    const struct model_shape shape = {.n_layer = 16,
+                                      .n_embd = 4096,
+                                      .n_ff = 14336,
+                                      .n_head = 32,
+                                      .n_head_kv = 8,
+                                      .head_dim = 128,
+                                      .n_vocab = 32000,
+                                      .n_ctx_train = 2048,
+                                      .layer_bytes = 256ull << 20,
+                                      .embd_bytes = 64ull << 20,
+                                      .output_bytes = 64ull << 20,
+                                      .kv_token_layer_bytes = 4096};
+    struct placement_node nodes[2];
+    struct placement p, roomy;
+    struct error err = {0};
+    struct placement_request r = {.shape = &shape,
+                                  .model_name = "large",
+                                  .n_ctx = 512,
+                                  .n_nodes = 2,
+                                  .nodes = nodes};
+    for (int rule = 0; rule < PLACEMENT_RULE_COUNT; rule++) {
+        r.rule = (enum placement_rule)rule;
+        r.may_page = true;
+        name_nodes(nodes, 2, 16ull << 30);
+        for (int i = 0; i < 2; i++) {
+            nodes[i].figures.gflops = 100;
+            nodes[i].figures.memory_gb_s = 10;
+        }
+        assert_int_equal(placement_solve(&r, &roomy, &err), 0);
+        assert_true(roomy.bytes_paged == 0);
+
+        nodes[0].figures.memory_bytes_free = nodes[1].figures.memory_bytes_free = 1ull << 30;
+        r.may_page = false;
+        assert_int_equal(placement_solve(&r, &p, &err), E_UNAVAILABLE);
+        r.may_page = true;
+        assert_int_equal(placement_solve(&r, &p, &err), 0);
+        assert_int_equal(split_check(&p.split, shape.n_layer, &err), 0);
+        assert_int_equal(p.split.n_stages, 2);
+        assert_int_equal(p.bytes_paged, p.bytes_of_rank[0] + p.bytes_of_rank[1] - (2ull << 30));
+        assert_true(p.decode_tok_s < roomy.decode_tok_s / 2);
+
+        /* What is no weight must be in memory; and there is an end to everything. */
+        nodes[0].figures.memory_bytes_free = nodes[1].figures.memory_bytes_free = 16ull << 20;
+        assert_int_equal(placement_solve(&r, &p, &err), E_UNAVAILABLE);
+        r.split = "tensor";
+        nodes[0].figures.memory_bytes_free = nodes[1].figures.memory_bytes_free = 1ull << 30;
+        assert_int_equal(placement_solve(&r, &p, &err), E_UNAVAILABLE);
+        r.split = NULL;
+    }
+    struct placement_report *report = calloc(1, sizeof(*report));
+    assert_int_equal(placement_explain(&r, report, &err), 0);
+    assert_true(report->candidate[0].is_feasible);
+    assert_non_null(strstr(report->candidate[0].reason, "read from disk"));
+    free(report);
+}
+
 static void test_excluded_and_unlinked(void **state)
 {
     (void)state;
@@ -369,6 +429,7 @@ int main(void)
         cmocka_unit_test(test_node_without_memory_is_left_out),
         cmocka_unit_test(test_explicit),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_larger_than_memory),
         cmocka_unit_test(test_excluded_and_unlinked),
         cmocka_unit_test(test_bytes_agree_with_shards),
         cmocka_unit_test(test_rule_names),

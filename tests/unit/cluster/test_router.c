@@ -1,35 +1,8 @@
 /* Requests and what becomes of them, told as stories: a model that answers with the position of
  * each token (so that a lost, doubled or changed token shows), and a trace of everything that goes
  * out. The source is included with its allocator replaced. */
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdlib.h>
+#include "failing_alloc.h"
 
-static long allocations_left = -1; /* before one fails; negative: none does */
-
-static bool fails(void)
-{
-    return allocations_left >= 0 && allocations_left-- == 0;
-}
-
-static void *test_malloc(size_t n)
-{
-    return fails() ? NULL : malloc(n);
-}
-
-static void *test_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : calloc(n, size);
-}
-
-static void *test_realloc(void *p, size_t n)
-{
-    return fails() ? NULL : realloc(p, n);
-}
-
-#define malloc  test_malloc
-#define calloc  test_calloc
-#define realloc test_realloc
 #include "cluster/router.c"
 #undef malloc
 #undef calloc

@@ -26,6 +26,8 @@ struct subject { /* a shard and its weights */
     struct weights *weights;
 };
 
+static const struct weights_target processors = {.repack = true};
+
 static void load(const struct model *m, const char *split_text, uint32_t n_ranks, uint32_t rank,
                  struct weights *kept, struct subject *ret)
 {
@@ -33,13 +35,13 @@ static void load(const struct model *m, const char *split_text, uint32_t n_ranks
     struct error err = {0};
     if (split_parse(split_text, n_ranks, m->config.n_layer, NULL, &split, &err) != 0 ||
         shard_init(&ret->shard, m, &split, rank, &err) != 0 ||
-        weights_load(m, &ret->shard, true, kept, &ret->weights, &err) != 0)
+        weights_load(m, &ret->shard, &processors, kept, &ret->weights, &err) != 0)
         fail_msg("%s", err.message);
 }
 
 static uint64_t all_bytes(const struct weights *w)
 {
-    return w->bytes_mapped + w->bytes_repacked + w->bytes_plain;
+    return weights_bytes(w);
 }
 
 static void done(struct subject *s)
@@ -157,7 +159,7 @@ static void other_weights_are_freed(void **state)
     /* They are taken also when nothing can be loaded. */
     struct weights *w;
     unlink(other.path);
-    assert_int_equal(weights_load(o, &a.shard, true, a.weights, &w, NULL), E_IO);
+    assert_int_equal(weights_load(o, &a.shard, &processors, a.weights, &w, NULL), E_IO);
     shard_done(&a.shard);
     model_close(m);
     model_close(o);

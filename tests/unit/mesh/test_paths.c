@@ -253,6 +253,42 @@ static void test_check(void **state)
     assert_true(p.figures.mbit_s > 10); /* kept: only the round trip was measured */
 }
 
+/* What becomes of the way that a connection has taken: it is told also when tensors would go
+ * elsewhere by now. */
+static void test_taken(void **state)
+{
+    struct world *w = *state;
+    struct both b;
+    char host[64];
+    init_both(w, &b);
+    open_both(w, &b);
+    RUN_UNTIL(w, n_paths(w, b.low, MESH_PATH_REACHED) == 2 &&
+                     n_paths(w, b.high, MESH_PATH_REACHED) == 2);
+    for (int i = 0; i < 2; i++) {
+        int taker = i == 0 ? b.low : b.high;
+        struct side *s = &w->side[taker], *other = &w->side[1 - taker];
+        assert_int_equal(mesh_link_taken(s->link).path, 0);
+        int n_figures = s->n_figures;
+        assert_true(mesh_take_path(s->mesh, &other->identity->id, host));
+        assert_string_equal(host, host_of(w, taker));
+        struct link_figures now = mesh_link_figures(s->link), taken = mesh_link_taken(s->link);
+        assert_true(taken.path != 0 && taken.path == now.path);
+        assert_true(taken.rtt_us > 0 && taken.mbit_s == now.mbit_s);
+        RUN_UNTIL(w, s->n_figures > n_figures);
+
+        struct mesh_addresses *a = &b.addresses[1 - taker];
+        int k = strcmp(a->at[0].host, host) == 0 ? 0 : 1;
+        snprintf(a->at[k].host, sizeof(a->at[k].host), "127.0.0.%d", 200 + i);
+        RUN_UNTIL(w, mesh_link_taken(s->link).rtt_us == UINT32_MAX);
+        assert_int_equal(mesh_link_taken(s->link).path, taken.path);
+        RUN_UNTIL(w, s->figures.path != taken.path);
+        assert_string_not_equal(host_of(w, taker), host);
+        assert_true(mesh_take_path(s->mesh, &other->identity->id, host));
+        taken = mesh_link_taken(s->link);
+        assert_true(taken.path == mesh_link_figures(s->link).path && taken.rtt_us != UINT32_MAX);
+    }
+}
+
 /* One way only is not tried again and again: the link's own figures are its. */
 static void test_single_path(void **state)
 {
@@ -283,6 +319,7 @@ int main(void)
         TEST(test_route_that_leads_nowhere),
         TEST(test_addresses_change),
         TEST(test_check),
+        TEST(test_taken),
         TEST(test_single_path),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,34 +2,14 @@
  * Fails the n-th allocation in turn, for every n, while a model is opened and a shard is made. The
  * sources are included here with their allocator replaced.
  */
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdlib.h>
+#include "failing_alloc.h"
 
-static long allocations_left; /* before one fails; negative: none does */
-
-static bool fails(void)
-{
-    return allocations_left >= 0 && allocations_left-- == 0;
-}
-
-static void *test_malloc(size_t n)
-{
-    return fails() ? NULL : malloc(n);
-}
-
-static void *test_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : calloc(n, size);
-}
-
-#define malloc test_malloc
-#define calloc test_calloc
 #include "model/gguf.c"
 #include "model/model.c"
 #include "model/shard.c"
 #undef malloc
 #undef calloc
+#undef realloc
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -17,7 +17,7 @@
 static struct draft propose(const int32_t *tokens, uint32_t n_tokens, uint32_t n_max)
 {
     struct draft d;
-    void *l = draft_lookup.begin(NULL, 1000);
+    void *l = draft_lookup.begin(NULL, 1000, NULL);
     assert_non_null(l);
     draft_lookup.propose(l, tokens, n_tokens, n_max, &d);
     draft_lookup.end(l);
@@ -63,7 +63,7 @@ static void the_index_is_kept_up(void **state)
 {
     (void)state;
     int32_t tokens[600];
-    void *one = draft_lookup.begin(NULL, 600);
+    void *one = draft_lookup.begin(NULL, 600, NULL);
     for (uint32_t i = 0; i < 600; i++)
         tokens[i] = (int32_t)(rng_u64(1, i, 1) % 12);
     for (uint32_t n = 1; n <= 600; n++) {
@@ -95,6 +95,26 @@ static void rates_follow_what_happens(void **state)
     assert_true(draft_rates_get(&own, &all, 3) > draft_rates_get(&own, &all, 0));
 }
 
+/* What a model was asked for counts by its grade, and as a whole; and less, the longer ago. */
+static void rates_of_a_model_fade(void **state)
+{
+    (void)state;
+    struct draft_rates own = {0}, all = {0};
+    double before = draft_rates_get_model(&own, &all);
+    for (int i = 0; i < 60; i++)
+        draft_rates_learn(&own, DRAFT_MODEL_FIRST + 1, false);
+    double bad = draft_rates_get_model(&own, &all);
+    assert_true(bad < 0.1 && draft_rates_get(&own, &all, DRAFT_MODEL_FIRST + 1) < 0.1);
+    assert_true(draft_rates_get(&own, &all, 1) > 0.4); /* the lookup's have nothing to do with it */
+    for (int i = 0; i < 30; i++)
+        draft_rates_expect(&own, 0.9);
+    double better = draft_rates_get_model(&own, &all);
+    assert_true(better > bad + 0.2);
+    for (int i = 0; i < 300; i++)
+        draft_rates_fade_model(&own, 0.97F);
+    assert_true(draft_rates_get_model(&own, &all) > before - 0.01);
+}
+
 static void times_between_measurements_are_guessed(void **state)
 {
     (void)state;
@@ -109,9 +129,15 @@ static void times_between_measurements_are_guessed(void **state)
     /* Everything gets slower: also what was not measured again. */
     for (int i = 0; i < 20; i++)
         step_times_learn(&t, 1, 1000);
-    for (int i = 0; i < 100; i++)
+    for (int i = 0; i < 70; i++)
         step_times_learn(&t, 1, 2000);
     assert_true(step_times_get(&t, 5) > 1700 && step_times_get(&t, 5) < 2800);
+    assert_int_equal(step_times_longest(&t), 5);
+    /* What was seen once, long ago, may have been chance. */
+    for (int i = 0; i < 50; i++)
+        step_times_learn(&t, 1, 2000);
+    assert_int_equal(step_times_longest(&t), 1);
+    assert_true(step_times_get(&t, 5) > 3500);
     step_times_learn(&t, STEP_TIMES_ROWS + 1, 1);
     step_times_learn(&t, 0, 1);
 }
@@ -122,6 +148,70 @@ enum { N_PROMPT = 100, N_ANSWER = 512, N_SEQUENCES_MAX = 8, N_VOCAB = 1000 };
 
 static int32_t text[N_SEQUENCES_MAX][N_PROMPT + N_ANSWER]; /* what the model will say */
 static uint32_t n_got[N_SEQUENCES_MAX];
+
+/* A model that is made up. For each token of the text it is sure or not, and right or not. */
+static const struct fake {
+    uint64_t token_ns, read_ns;
+    uint32_t sure_percent, right_percent[2]; /* when it is not sure; when it is */
+} *fake;
+static uint64_t fake_ns;          /* that it has taken since the last look */
+static uint32_t fake_wrong_until; /* this token of the text */
+
+struct fake_sequence {
+    uint32_t n_read;
+};
+
+static void *fake_begin(void *arg, uint32_t n_tokens_max, const struct sampling *sampling)
+{
+    (void)arg;
+    (void)n_tokens_max;
+    assert_non_null(sampling);
+    return calloc(1, sizeof(struct fake_sequence));
+}
+
+static bool fake_cost(void *sequence, const int32_t *tokens, uint32_t n_tokens,
+                      struct draft_cost *ret_cost)
+{
+    const struct fake_sequence *q = sequence;
+    (void)tokens;
+    ret_cost->n_unread = n_tokens - 1 > q->n_read ? n_tokens - 1 - q->n_read : 0;
+    ret_cost->read_ns = (double)fake->read_ns;
+    ret_cost->token_ns = (double)fake->token_ns;
+    return true;
+}
+
+static void fake_take(struct draft *draft, uint64_t ns)
+{
+    draft->ns += ns;
+    fake_ns += ns;
+}
+
+static void fake_propose(void *sequence, const int32_t *tokens, uint32_t n_tokens, uint32_t n_max,
+                         struct draft *draft)
+{
+    enum { CHUNK = 64 };
+    struct fake_sequence *q = sequence;
+    uint32_t n_unread = n_tokens - 1 > q->n_read ? n_tokens - 1 - q->n_read : 0, which = 0;
+    uint32_t n_now = n_unread < CHUNK ? n_unread : CHUNK;
+    assert_int_equal(n_max, 1);
+    q->n_read += n_now;
+    fake_take(draft, n_now * fake->read_ns);
+    if (n_now < n_unread)
+        return;
+    while (memcmp(text[which], tokens, 8 * sizeof(*tokens)) != 0)
+        which++;
+    uint32_t at = n_tokens + draft->n_tokens;
+    bool is_sure = rng_u64(which, at, 8) % 100 < fake->sure_percent;
+    bool is_right =
+        at >= fake_wrong_until && rng_u64(which, at, 9) % 100 < fake->right_percent[is_sure];
+    int32_t token = at < N_PROMPT + N_ANSWER ? text[which][at] : 0;
+    fake_take(draft, fake->token_ns);
+    draft->tokens[draft->n_tokens] = is_right ? token : (token + 1) % N_VOCAB;
+    draft->grade[draft->n_tokens++] = DRAFT_MODEL_FIRST + (is_sure ? 5 : 1);
+}
+
+static const struct draft_source fake_source = {
+    .begin = fake_begin, .propose = fake_propose, .cost = fake_cost, .end = free};
 
 static void on_progress(void *arg, const struct message_progress *m)
 {
@@ -199,7 +289,8 @@ static double run(uint32_t n, uint32_t n_draft, const struct clock *c,
                                   .n_blocks = 16 * n,
                                   .n_attached_max = 1000,
                                   .n_in_flight = c->n_in_flight,
-                                  .n_draft = n_draft};
+                                  .n_draft = n_draft,
+                                  .draft_model = fake != NULL ? &fake_source : NULL};
     struct scheduler_output output = {
         .progress = on_progress, .tokens = on_tokens, .done = on_done};
     static struct step_row rows[8][LIMIT_BATCH_TOKENS];
@@ -214,6 +305,8 @@ static double run(uint32_t n, uint32_t n_draft, const struct clock *c,
     for (uint64_t number = 0;; number++) {
         while (scheduler_plan(s, now_ns, p)) {
             uint32_t at = (first + n_flights++) % 8;
+            now_ns += fake_ns;
+            fake_ns = 0;
             const int32_t *tokens = p->tokens;
             for (uint32_t i = 0; i < p->n_parts; tokens += p->part[i++].n_tokens)
                 for (uint32_t k = 0; k < n && p->part[i].n_past == 0; k++)
@@ -290,6 +383,17 @@ static const struct clock clocks[] = {
     {.step_ns = 2000000, .row_ns = 2000000, .n_in_flight = 1, .n_tile = 4}, /* four at a time */
 };
 
+/* The noise is such that lookup finds nothing in it. */
+static double model_gain(const char *what, uint32_t n, const struct clock *c, const struct fake *f)
+{
+    fake = f;
+    print_message("[a guess of the model costs %u %%] ",
+                  (unsigned)(100 * f->token_ns / c->step_ns));
+    double ratio = gain(what, n, c);
+    fake = NULL;
+    return ratio;
+}
+
 static void text_that_repeats_is_faster(void **state)
 {
     (void)state;
@@ -329,6 +433,100 @@ static void text_that_does_not_repeat_is_not_slower(void **state)
         }
 }
 
+enum { MS = 1000000 };
+
+static void a_good_model_makes_it_faster(void **state)
+{
+    (void)state;
+    static const struct fake right = {MS, MS / 10, 100, {100, 100}},
+                             good = {MS, MS / 10, 70, {30, 95}},
+                             slow = {4 * MS, MS / 4, 70, {30, 95}};
+    write_noise(N_VOCAB);
+    assert_true(model_gain("right", 1, &clocks[0], &right) >= 2.5);
+    assert_true(model_gain("right", 1, &clocks[1], &right) >= 1.8);
+    assert_true(model_gain("right", 1, &clocks[3], &right) >= 2);
+    assert_true(model_gain("right", 1, &clocks[4], &right) >= 1.2);
+    assert_true(model_gain("right", 4, &clocks[0], &right) >= 1.2);
+    assert_true(model_gain("good", 1, &clocks[0], &good) >= 1.4);
+    assert_true(model_gain("good, slow", 1, &clocks[0], &slow) >= 1.05);
+}
+
+/* However a model guesses, and whatever it takes: most that may be lost is a hundredth, and the
+ * six steps that it gets to show what it is worth. */
+static void a_bad_model_costs_little(void **state)
+{
+    (void)state;
+    static const uint32_t right_percent[][3] = {
+        {0, 0, 0}, {30, 10, 20}, {100, 0, 0}, {100, 20, 30}};
+    static const uint64_t token_ns[] = {MS / 5, MS, 3 * MS, 10 * MS, 50 * MS};
+    write_noise(N_VOCAB);
+    for (size_t k = 0; k < 4; k++)
+        for (size_t t = 0; t < 5; t++)
+            for (size_t i = 0; i < 5; i++) {
+                const struct fake f = {token_ns[t],
+                                       token_ns[t] / 5,
+                                       right_percent[k][0],
+                                       {right_percent[k][1], right_percent[k][2]}};
+                assert_true(model_gain("bad", 1, &clocks[i], &f) >= 0.975);
+                if (t % 2 == 0)
+                    assert_true(model_gain("bad", 4, &clocks[i], &f) >= 0.975);
+            }
+}
+
+/* A model as slow as what it guesses for is of no use, however good it is. */
+static void a_slow_model_is_left_alone(void **state)
+{
+    (void)state;
+    static const struct fake twin = {10 * MS, MS, 100, {100, 100}};
+    struct scheduler_stats stats;
+    write_noise(N_VOCAB);
+    assert_true(model_gain("twin", 1, &clocks[0], &twin) >= 0.98);
+    fake = &twin;
+    run(1, 8, &clocks[0], &stats);
+    fake = NULL;
+    assert_true(stats.n_drafted < 20);
+}
+
+/* Reading is part of the price: for a long prompt a model that is not known yet must be cheap. */
+static void reading_is_paid_for(void **state)
+{
+    (void)state;
+    static const struct fake bad = {MS, MS / 2, 50, {5, 10}}, right = {MS, MS / 2, 100, {100, 100}},
+                             late = {MS, MS, 100, {100, 100}}, never = {MS, 9 * MS, 0, {0, 0}};
+    write_noise(N_VOCAB);
+    assert_true(model_gain("bad, slow to read", 1, &clocks[0], &bad) >= 0.975);
+    assert_true(model_gain("right, slow to read", 1, &clocks[0], &right) >= 2);
+    assert_true(model_gain("right, slower to read", 1, &clocks[0], &late) >= 0.99);
+    assert_true(model_gain("bad, very slow to read", 1, &clocks[0], &never) >= 0.99);
+}
+
+/* What the text tells is taken from there, the rest from the model. */
+static void both_sources_are_used(void **state)
+{
+    (void)state;
+    static const struct fake good = {MS, MS / 10, 60, {30, 95}};
+    write_quotes();
+    double lookup = gain("quotes", 1, &clocks[0]);
+    double both = model_gain("quotes and a model", 1, &clocks[0], &good);
+    assert_true(both >= 0.98 * lookup);
+    for (uint32_t i = N_PROMPT; i < N_PROMPT + N_ANSWER / 2; i++) /* half of it is news */
+        text[0][i] = (int32_t)(rng_u64(9, i, 4) % N_VOCAB);
+    lookup = gain("half quotes", 1, &clocks[0]);
+    both = model_gain("half quotes and a model", 1, &clocks[0], &good);
+    assert_true(both >= 1.1 * lookup);
+}
+
+/* Where the model has become good, after it was bad, it is asked again. */
+static void a_model_gets_another_chance(void **state)
+{
+    (void)state;
+    static const struct fake half = {MS, MS / 10, 100, {0, 100}};
+    write_noise(N_VOCAB);
+    fake_wrong_until = N_PROMPT + N_ANSWER / 3;
+    assert_true(model_gain("bad, then right", 1, &clocks[0], &half) >= 1.3);
+    fake_wrong_until = 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -337,10 +535,17 @@ int main(void)
         cmocka_unit_test(loops_go_on),
         cmocka_unit_test(the_index_is_kept_up),
         cmocka_unit_test(rates_follow_what_happens),
+        cmocka_unit_test(rates_of_a_model_fade),
         cmocka_unit_test(times_between_measurements_are_guessed),
         cmocka_unit_test(text_that_repeats_is_faster),
         cmocka_unit_test(quotes_after_noise_are_found),
         cmocka_unit_test(text_that_does_not_repeat_is_not_slower),
+        cmocka_unit_test(a_good_model_makes_it_faster),
+        cmocka_unit_test(a_bad_model_costs_little),
+        cmocka_unit_test(a_slow_model_is_left_alone),
+        cmocka_unit_test(reading_is_paid_for),
+        cmocka_unit_test(both_sources_are_used),
+        cmocka_unit_test(a_model_gets_another_chance),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

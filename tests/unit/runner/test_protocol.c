@@ -111,8 +111,10 @@ static void encode_load(struct buf *b)
     m.spin_us = (uint32_t)draw_u64();
     m.timeout_ms = (uint32_t)draw_u64();
     m.cpu = (int32_t)draw(100) - 1;
+    draw_text(m.engine.device, sizeof(m.engine.device));
     draw_text(m.host, sizeof(m.host));
     draw_text(m.model_path, sizeof(m.model_path));
+    draw_text(m.draft_path, sizeof(m.draft_path));
     message_encode_load(b, &m);
 }
 
@@ -165,6 +167,7 @@ static void encode_ready(struct buf *b)
 {
     struct message_ready m = {.info = {.weight_bytes = draw_u64(),
                                        .weight_bytes_kept = draw_u64(),
+                                       .weight_bytes_device = draw_u64(),
                                        .compute_bytes = draw_u64(),
                                        .n_ctx = draw(100000),
                                        .n_slots = 1 + draw(LIMIT_SLOTS),
@@ -174,6 +177,7 @@ static void encode_ready(struct buf *b)
                                        .n_blocks = draw(100000),
                                        .n_attached_max = (uint32_t)draw_u64()},
                               .pid = draw(100000)};
+    draw_text(m.info.device, sizeof(m.info.device));
     message_encode_ready(b, &m);
 }
 

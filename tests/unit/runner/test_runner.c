@@ -240,6 +240,46 @@ static void weights_stay(void **state)
     tiny_model_done(&tiny);
 }
 
+/* A head with a draft model: its weights stay, too, and are given up when it is not wanted any
+ * more. One that is not there is no fault. */
+static void a_draft_model_stays(void **state)
+{
+    (void)state;
+    struct tiny_model tiny;
+    struct subject s;
+    struct message_ready ready;
+    int32_t before[N_MAX], after[N_MAX];
+    tiny_model_init(&tiny, &shape);
+    start(&s);
+    uint64_t alone = load_alone(&s, tiny.path).info.weight_bytes;
+    answer(&s, 1, before);
+    uint64_t held = release(&s);
+
+    struct message_load load = make_load(tiny.path);
+    load.n_draft = 4;
+    snprintf(load.draft_path, sizeof(load.draft_path), "%s", tiny.path);
+    say_load(&s, &load);
+    ready = connect_alone(&s);
+    assert_int_equal(ready.info.weight_bytes, 2 * alone);
+    assert_int_equal(ready.info.weight_bytes_kept, alone);
+    answer(&s, 1, after);
+    assert_memory_equal(after, before, sizeof(before));
+    assert_int_equal(release(&s), 2 * held);
+    say_load(&s, &load);
+    ready = connect_alone(&s);
+    assert_int_equal(ready.info.weight_bytes_kept, 2 * alone);
+    assert_int_equal(release(&s), 2 * held);
+
+    snprintf(load.draft_path, sizeof(load.draft_path), "/nonexistent/small.gguf");
+    say_load(&s, &load);
+    assert_int_equal(connect_alone(&s).info.weight_bytes, alone);
+    answer(&s, 1, after);
+    assert_memory_equal(after, before, sizeof(before));
+    assert_int_equal(release(&s), held);
+    stop(&s, 0);
+    tiny_model_done(&tiny);
+}
+
 static void release_before_ready(void **state)
 {
     (void)state;
@@ -349,9 +389,8 @@ static void ranks_part_and_meet(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(weights_stay),
-        cmocka_unit_test(release_before_ready),
-        cmocka_unit_test(others_faults_are_survived),
+        cmocka_unit_test(weights_stay),         cmocka_unit_test(a_draft_model_stays),
+        cmocka_unit_test(release_before_ready), cmocka_unit_test(others_faults_are_survived),
         cmocka_unit_test(ranks_part_and_meet),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,35 +2,8 @@
  * Fails the n-th allocation in turn, for every n, while the scheduler is made and requests run with
  * guesses. The sources are included here with their allocator replaced.
  */
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdlib.h>
+#include "failing_alloc.h"
 
-static long allocations_left; /* before one fails; negative: none does */
-
-static bool fails(void)
-{
-    return allocations_left >= 0 && allocations_left-- == 0;
-}
-
-static void *test_malloc(size_t n)
-{
-    return fails() ? NULL : malloc(n);
-}
-
-static void *test_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : calloc(n, size);
-}
-
-static void *test_realloc(void *p, size_t n)
-{
-    return fails() ? NULL : realloc(p, n);
-}
-
-#define malloc  test_malloc
-#define calloc  test_calloc
-#define realloc test_realloc
 #include "runner/draft.c"
 #include "runner/prefix_tree.c"
 #include "runner/scheduler.c"

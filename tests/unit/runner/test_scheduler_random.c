@@ -352,6 +352,45 @@ static void cancel_one(struct scheduler *s, uint32_t n, uint64_t now_ns)
     CHECK(client[i].is_done, "a cancelled request goes on");
 }
 
+/* ---- a draft model that is as capricious as the rest ---- */
+
+static void *model_begin(void *arg, uint32_t n_tokens_max, const struct sampling *sampling)
+{
+    (void)arg;
+    CHECK(n_tokens_max <= CTX_MAX && sampling != NULL, "a sequence of %u tokens", n_tokens_max);
+    return draw(10) > 0 ? calloc(1, 1) : NULL;
+}
+
+static bool model_cost(void *sequence, const int32_t *tokens, uint32_t n_tokens,
+                       struct draft_cost *ret_cost)
+{
+    (void)tokens;
+    CHECK(sequence != NULL && n_tokens > 0, "nothing to guess for");
+    ret_cost->n_unread = draw(2) * draw(n_tokens);
+    ret_cost->read_ns = draw(100);
+    ret_cost->token_ns = draw(5000);
+    return draw(5) > 0;
+}
+
+static void model_propose(void *sequence, const int32_t *tokens, uint32_t n_tokens, uint32_t n_max,
+                          struct draft *draft)
+{
+    int32_t all[CTX_MAX + LIMIT_DRAFT_TOKENS];
+    CHECK(sequence != NULL && n_max == 1 && draft->n_tokens < LIMIT_DRAFT_TOKENS, "%u guesses",
+          n_max);
+    draft->ns += draw(20000);
+    if (draw(10) == 0)
+        return;
+    memcpy(all, tokens, n_tokens * sizeof(*all));
+    memcpy(all + n_tokens, draft->tokens, draft->n_tokens * sizeof(*all));
+    draft->tokens[draft->n_tokens] =
+        draw(3) > 0 ? choose(all, n_tokens + draft->n_tokens) : (int32_t)draw(N_VOCAB);
+    draft->grade[draft->n_tokens++] = (uint8_t)(DRAFT_MODEL_FIRST + draw(DRAFT_MODEL_GRADES));
+}
+
+static const struct draft_source model = {
+    .begin = model_begin, .propose = model_propose, .cost = model_cost, .end = free};
+
 static void draw_options(struct scheduler_options *o)
 {
     static const uint32_t block_tokens[] = {1, 4, 16, 32, 64};
@@ -369,6 +408,7 @@ static void draw_options(struct scheduler_options *o)
     o->n_in_flight = 1 + draw(4);
     o->n_chunk = draw(2) == 0 ? 0 : 1 + draw(64);
     o->n_draft = draw(2) == 0 ? 0 : 1 + draw(LIMIT_DRAFT_TOKENS);
+    o->draft_model = draw(3) == 0 ? &model : NULL;
     o->step_ns_max = draw(3) == 0 ? 1 + draw(100000) : 0;
 }
 
