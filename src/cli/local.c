@@ -23,7 +23,8 @@ static void print_help(void)
         "to\n"
         "                   be fastest\n"
         "  --threads N      compute threads of each node (default: cores / N)\n"
-        "  --device A,B     what computes on each node: see `shoal serve --help`\n" INSTANCE_OPTIONS_HELP
+        "  --device A,B     what computes on each node: see `shoal serve "
+        "--help`\n" INSTANCE_OPTIONS_HELP
         "  --data-dir DIR   keeps the nodes' folders there (default: temporary)\n"
         "  --json           once it serves, prints one JSON object that tells nodes and runners\n");
 }

@@ -237,11 +237,8 @@ static void test_larger_than_memory(void **state)
     struct placement_node nodes[2];
     struct placement p, roomy;
     struct error err = {0};
-    struct placement_request r = {.shape = &shape,
-                                  .model_name = "large",
-                                  .n_ctx = 512,
-                                  .n_nodes = 2,
-                                  .nodes = nodes};
+    struct placement_request r = {
+        .shape = &shape, .model_name = "large", .n_ctx = 512, .n_nodes = 2, .nodes = nodes};
     for (int rule = 0; rule < PLACEMENT_RULE_COUNT; rule++) {
         r.rule = (enum placement_rule)rule;
         r.may_page = true;

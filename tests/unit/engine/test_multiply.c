@@ -88,7 +88,7 @@ static void run(struct ggml_tensor *weight, const float *x, int64_t n_rows, int 
     ggml_build_forward_expand(graph, out);
     ggml_gallocr_t allocator = ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend));
     assert_true(ggml_gallocr_alloc_graph(allocator, graph));
-    for (int run = 0; run < 3; run++) { /* the tickets go on from run to run */
+    for (int run = 0; run < 3; run++) {            /* the tickets go on from run to run */
         memset(out->data, 0xff, ggml_nbytes(out)); /* may lie where the input is */
         memcpy(in->data, x, ggml_nbytes(in));
         assert_int_equal(ggml_backend_graph_compute(backend, graph), GGML_STATUS_SUCCESS);
