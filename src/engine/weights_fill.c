@@ -58,7 +58,7 @@ int weights_pack(const struct weights_file *f, const struct tensor_slice *s, str
 {
     enum { ROWS = 32 * MULTIPLY_GROUP };
     size_t group_bytes = multiply_bytes(t->type, t->ne[0], MULTIPLY_GROUP);
-    char *rows = malloc(ROWS * s->row_bytes), *group = t->data;
+    char *rows = memory_reserve(ROWS * s->row_bytes), *group = t->data; /* malloc would keep it */
     int rc = rows != NULL ? 0 : error_set(err, E_NOMEM, "out of memory");
     for (uint64_t row = 0; row < s->n_rows && rc == 0; row += ROWS) {
         struct tensor_slice part = *s;
@@ -71,7 +71,7 @@ int weights_pack(const struct weights_file *f, const struct tensor_slice *s, str
             group += group_bytes;
         }
     }
-    free(rows);
+    memory_unreserve(rows, ROWS * s->row_bytes);
     return rc;
 }
 

@@ -15,7 +15,7 @@ PROMPT = "Tell me what these are, and which one is the odd one out: " + ", ".joi
 N_MAX = 40
 TENSOR_BYTES = 400_000  # the prompt's hidden states alone are more than this
 LONG_PROMPT = "Write a long story about a lighthouse keeper and the sea."
-LONG_MAX = 400  # tokens: longer than it takes to notice a new cable
+LONG_MAX = 900  # tokens: longer than it takes to notice a new cable
 PAUSE_S = 15 * 2  # with reading the prompt again; tests share a small computer
 
 
