@@ -113,10 +113,11 @@ static struct ggml_tensor *view_as(struct ggml_context *ctx, struct ggml_tensor 
 struct ggml_tensor *kv_device_gather(struct ggml_context *ctx, const struct kv_cache *kv,
                                      struct ggml_tensor *pool, struct ggml_tensor *list)
 {
-    /* A block is one long row of integers, which every device copies as they are (it would turn
-     * f16 into f32). A block has at least 64 rows, so that its bytes are a multiple of 4. */
-    int64_t n_words = (int64_t)(pool->nb[1] * kv->shape.block_tokens / sizeof(int32_t));
-    struct ggml_tensor *blocks = view_as(ctx, pool, GGML_TYPE_I32, n_words, kv->shape.n_blocks);
+    /* ggml_get_rows turns f16 into f32, and copies f32 as it is: a block is taken for one long row
+     * of these. (So it does with i32, but in ggml 0.20 only the first 512 of a row on Vulkan.) A
+     * block has at least 64 cells, so that its bytes are a multiple of 4. */
+    int64_t n_words = (int64_t)(pool->nb[1] * kv->shape.block_tokens / sizeof(float));
+    struct ggml_tensor *blocks = view_as(ctx, pool, GGML_TYPE_F32, n_words, kv->shape.n_blocks);
     struct ggml_tensor *found = ggml_get_rows(ctx, blocks, list);
     return view_as(ctx, found, pool->type, pool->ne[0],
                    list->ne[0] * (int64_t)kv->shape.block_tokens);

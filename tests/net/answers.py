@@ -24,5 +24,6 @@ def check_answer(prompt, text, usage, name="smollm2"):
     behind = rows["logit"] - rows["picked"][:, 0]
     worst = float(behind.max(initial=0.0))
     print(f"{len(after)} tokens, {(behind > 0).sum()} not the likeliest one, by {worst:.3f} at most")
-    assert worst <= NEAR_TIE
+    at = int(behind.argmax()) if len(behind) > 0 else 0
+    assert worst <= NEAR_TIE, f"token {at} of {len(after)}, {after[max(0, at - 4):at + 5]} around it, is {worst:.3f} behind {rows['token'][at]}: {text!r}"
     return worst

@@ -1,6 +1,7 @@
 """Two nodes with two cables between them, a slow one that they know each other by and a fast one: tensors take the fast one, also when
 it comes late, change to the other when it is cut, and go where a route says. The byte counters of the interfaces are the witnesses."""
 
+import concurrent.futures
 import time
 
 import pytest
@@ -68,8 +69,10 @@ class Cables:
         before = self.bytes("eth0"), self.bytes("eth1")
         stream = self.nodes[0].stream(n_max, prompt)
         stream.read(6)
-        meanwhile()
-        text = stream.finish()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            done = pool.submit(meanwhile)
+            text = stream.finish()
+            done.result()
         check_answer(prompt, text, stream.usage)
         print(f"longest pause {stream.longest_pause():.2f} s of {len(stream.pieces)} pieces")
         assert pause_s is None or stream.longest_pause() < pause_s
