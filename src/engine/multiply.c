@@ -133,7 +133,7 @@ struct tile {
     int64_t n_blocks;
     const struct activations *row[TILE];
     float *out[TILE];
-    __mmask16 columns; /* of the group's 16 rows those that the matrix has */
+    __mmask16 outputs; /* of the group's 16 rows those that the matrix has */
 };
 
 INLINE __m512i load(const uint8_t *p)
@@ -177,7 +177,7 @@ INLINE __m512i dot(const __m512i w[8], const struct activations *a, __m512i sums
 INLINE void store(const struct tile *t, const __m512 *sums, int n)
 {
     for (int r = 0; r < n; r++)
-        _mm512_mask_storeu_ps(t->out[r], t->columns, sums[r]);
+        _mm512_mask_storeu_ps(t->out[r], t->outputs, sums[r]);
 }
 
 /* offset: what was added to the weights to make them unsigned. */
@@ -293,7 +293,7 @@ static void multiply_group(struct ggml_tensor *dst, const struct layout *l,
     struct tile t = {.quants = base,
                      .scales = base + (size_t)n_blocks * MULTIPLY_GROUP * l->quant_bytes,
                      .n_blocks = n_blocks,
-                     .columns = (__mmask16)(left < MULTIPLY_GROUP ? (1u << left) - 1 : 0xffff)};
+                     .outputs = (__mmask16)(left < MULTIPLY_GROUP ? (1u << left) - 1 : 0xffff)};
     for (int64_t row = 0; row < n_rows;) {
         int size = n_rows - row >= 8 ? 3 : n_rows - row >= 4 ? 2 : n_rows - row >= 2 ? 1 : 0;
         for (int64_t r = 0; r < 1 << size; r++, row++) {

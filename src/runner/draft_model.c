@@ -190,7 +190,8 @@ static uint32_t length(const struct text *t)
 
 static int32_t token_at(const struct text *t, uint32_t i)
 {
-    return i < t->n_tokens ? t->tokens[i] : t->draft->tokens[i - t->n_tokens];
+    bool is_guess = i >= t->n_tokens && t->draft != NULL;
+    return is_guess ? t->draft->tokens[i - t->n_tokens] : t->tokens[i];
 }
 
 /* What a slot must hold for the next guess: tokens of the text from `first` on, of which it has the
@@ -399,8 +400,8 @@ static int measure(struct draft_model *m, struct error *err)
     return rc == 0 ? run(m, 0, tokens, TRIAL_TOKENS, true, &row, err) : rc;
 }
 
-static int open(struct draft_model *m, const struct model *model, const char *path,
-                const struct engine_options *main, struct weights *kept, struct error *err)
+static int open_model(struct draft_model *m, const struct model *model, const char *path,
+                      const struct engine_options *main, struct weights *kept, struct error *err)
 {
     int rc = model_open(path, &m->model, err);
     if (rc == 0)
@@ -433,7 +434,7 @@ int draft_model_open(const struct model *model, const char *path,
     }
     m->source = (struct draft_source){
         .begin = begin, .propose = propose, .cost = cost, .end = end, .arg = m};
-    int rc = open(m, model, path, options, kept, err);
+    int rc = open_model(m, model, path, options, kept, err);
     if (rc != 0) {
         draft_model_close(m);
         return rc;
