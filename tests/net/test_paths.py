@@ -78,6 +78,16 @@ class Cables:
         assert pause_s is None or stream.longest_pause() < pause_s
         return self.bytes("eth0") - before[0], self.bytes("eth1") - before[1]
 
+    def ask_over_fast(self):
+        """Tensors go over the fast cable. A round of measuring, which sends some over every cable, may fall into an answer: asks again then,
+        something that no cache knows."""
+        for attempt in range(3):
+            slow, fast = self.ask(prompt=f"Question {attempt}. {PROMPT}")
+            print(f"{slow} bytes over the slow cable, {fast} over the fast one")
+            if slow < fast / 2:
+                break
+        assert fast > TENSOR_BYTES and slow < fast / 2
+
     def paths(self, index):
         """Of that node to the other, by the local interface; routes are apart."""
         now = self.nodes[index].state()
@@ -121,9 +131,7 @@ def test_tensors_take_the_fast_cable_and_then_the_other(net, tmp_path):
         assert by_interface.keys() == {"eth0", "eth1"}
         assert by_interface["eth0"]["mbit_s"] < 2 * SLOW_MBIT < by_interface["eth1"]["mbit_s"], by_interface
     cables.wait_taken("eth1")
-    slow, fast = cables.ask()
-    print(f"fast cable there: {slow} bytes over the slow one, {fast} over the fast one")
-    assert fast > TENSOR_BYTES and slow < fast / 2
+    cables.ask_over_fast()
 
     slow, fast = cables.ask(lambda: net.ip("link", "set", cables.cable(cables.hosts[1]), "down"), pause_s=PAUSE_S)
     print(f"fast cable cut: {slow} bytes over the slow one, {fast} over the fast one")
@@ -172,8 +180,7 @@ def test_a_cable_that_comes_later(net, tmp_path):
     assert cables.epoch() != before
     now = cables.nodes[0].state()
     assert now["instances"][0]["restarts"] == 0 and now["requests"]["failed"] == 0
-    slow, fast = cables.ask()
-    assert fast > TENSOR_BYTES and slow < fast / 2
+    cables.ask_over_fast()
 
 
 @pytest.mark.parametrize("who", ["a", "b"])
@@ -212,6 +219,4 @@ def test_ipv6(net, tmp_path):
         cables.wait_used(index, "eth1")
         assert ":" in cables.used(index)[0]["remote"]
     cables.wait_taken("eth1")  # its addresses are usable a second or two late
-    slow, fast = cables.ask()
-    print(f"IPv6: {slow} bytes over the slow cable, {fast} over the fast one")
-    assert fast > TENSOR_BYTES and slow < fast / 2
+    cables.ask_over_fast()
