@@ -63,6 +63,9 @@ static void on_stopped(void *arg)
     s->node = NULL;
     uv_close((uv_handle_t *)&s->term, NULL);
     uv_close((uv_handle_t *)&s->interrupt, NULL);
+    /* One that comes now, when the process is about to end well, would kill it. */
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
 }
 
 static void on_signal(uv_signal_t *handle, int number)
