@@ -165,6 +165,14 @@ INLINE void unpack_halves(const uint8_t *quants, __m512i ret[8])
     }
 }
 
+/* Signed bytes with 128 added. */
+INLINE void unpack_bytes(const uint8_t *quants, __m512i ret[8])
+{
+    const __m512i sign = _mm512_set1_epi8((char)0x80);
+    for (int i = 0; i < 8; i++)
+        ret[i] = _mm512_xor_si512(load(quants + 64 * i), sign);
+}
+
 /* Sums of unsigned weights times activations; sums begins at what an offset of the weights needs.
  */
 INLINE __m512i dot(const __m512i w[8], const struct activations *a, __m512i sums)
@@ -174,92 +182,72 @@ INLINE __m512i dot(const __m512i w[8], const struct activations *a, __m512i sums
     return sums;
 }
 
-INLINE void store(const struct tile *t, const __m512 *sums, int n)
-{
-    for (int r = 0; r < n; r++)
-        _mm512_mask_storeu_ps(t->out[r], t->outputs, sums[r]);
-}
-
 /* offset: what was added to the weights to make them unsigned. */
 INLINE void add_block(const __m512i w[8], __m512 scales, const struct tile *t, int64_t b,
                       int offset, int n, __m512 *sums)
 {
     for (int r = 0; r < n; r++) {
         const struct activations *a = &t->row[r][b];
-        __m512i s = dot(w, a, _mm512_set1_epi32(-offset * a->sum));
+        /* unsigned: what is no number may have any sum */
+        uint32_t first = 0u - (uint32_t)offset * (uint32_t)a->sum;
+        __m512i s = dot(w, a, _mm512_set1_epi32((int)first));
         sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s),
                                   _mm512_mul_ps(scales, _mm512_set1_ps(a->scale)), sums[r]);
     }
 }
 
-INLINE void run_q4_0(const struct tile *t, int n)
+INLINE void add_mins(__m512 mins, const struct tile *t, int64_t b, int n, __m512 *sums)
 {
+    for (int r = 0; r < n; r++) {
+        const struct activations *a = &t->row[r][b];
+        sums[r] = _mm512_fmadd_ps(mins, _mm512_set1_ps(a->scale * (float)a->sum), sums[r]);
+    }
+}
+
+INLINE void run(const struct tile *t, enum ggml_type type, int n)
+{
+    const bool is_q8 = type == GGML_TYPE_Q8_0, has_min = type == GGML_TYPE_Q4_1;
+    const int offset = is_q8 ? 128 : has_min ? 0 : 8, n_scales = has_min ? 2 : 1;
     __m512 sums[TILE];
     for (int r = 0; r < n; r++)
         sums[r] = _mm512_setzero_ps();
     for (int64_t b = 0; b < t->n_blocks; b++) {
+        const uint8_t *scales = t->scales + 32 * n_scales * b;
         __m512i w[8];
-        unpack_halves(t->quants + 256 * b, w);
-        add_block(w, load_scales(t->scales + 32 * b), t, b, 8, n, sums);
+        if (is_q8)
+            unpack_bytes(t->quants + 512 * b, w);
+        else
+            unpack_halves(t->quants + 256 * b, w);
+        if (has_min)
+            add_mins(load_scales(scales + 32), t, b, n, sums);
+        add_block(w, load_scales(scales), t, b, offset, n, sums);
     }
-    store(t, sums, n);
-}
-
-INLINE void run_q4_1(const struct tile *t, int n)
-{
-    __m512 sums[TILE];
     for (int r = 0; r < n; r++)
-        sums[r] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < t->n_blocks; b++) {
-        __m512i w[8];
-        unpack_halves(t->quants + 256 * b, w);
-        __m512 mins = load_scales(t->scales + 64 * b + 32);
-        for (int r = 0; r < n; r++) {
-            const struct activations *a = &t->row[r][b];
-            sums[r] = _mm512_fmadd_ps(mins, _mm512_set1_ps(a->scale * (float)a->sum), sums[r]);
-        }
-        add_block(w, load_scales(t->scales + 64 * b), t, b, 0, n, sums);
-    }
-    store(t, sums, n);
+        _mm512_mask_storeu_ps(t->out[r], t->outputs, sums[r]);
 }
 
-INLINE void run_q8_0(const struct tile *t, int n)
-{
-    const __m512i sign = _mm512_set1_epi8((char)0x80);
-    __m512 sums[TILE];
-    for (int r = 0; r < n; r++)
-        sums[r] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < t->n_blocks; b++) {
-        __m512i w[8];
-        for (int i = 0; i < 8; i++)
-            w[i] = _mm512_xor_si512(load(t->quants + 512 * b + 64 * i), sign);
-        add_block(w, load_scales(t->scales + 32 * b), t, b, 128, n, sums);
-    }
-    store(t, sums, n);
-}
-
-/* The number of rows is a constant in each of these, so that the sums are registers. */
-#define KERNELS(type)                                                                              \
-    KERNEL static void type##_1(const struct tile *t)                                              \
+/* Type and number of rows are constants in each of these, so that the sums are registers. */
+#define KERNELS(name, type)                                                                        \
+    KERNEL static void name##_1(const struct tile *t)                                              \
     {                                                                                              \
-        run_##type(t, 1);                                                                          \
+        run(t, type, 1);                                                                           \
     }                                                                                              \
-    KERNEL static void type##_2(const struct tile *t)                                              \
+    KERNEL static void name##_2(const struct tile *t)                                              \
     {                                                                                              \
-        run_##type(t, 2);                                                                          \
+        run(t, type, 2);                                                                           \
     }                                                                                              \
-    KERNEL static void type##_4(const struct tile *t)                                              \
+    KERNEL static void name##_4(const struct tile *t)                                              \
     {                                                                                              \
-        run_##type(t, 4);                                                                          \
+        run(t, type, 4);                                                                           \
     }                                                                                              \
-    KERNEL static void type##_8(const struct tile *t)                                              \
+    KERNEL static void name##_8(const struct tile *t)                                              \
     {                                                                                              \
-        run_##type(t, 8);                                                                          \
+        run(t, type, 8);                                                                           \
     }
 
-KERNELS(q4_0)
-KERNELS(q4_1)
-KERNELS(q8_0)
+KERNELS(q4_0, GGML_TYPE_Q4_0)
+KERNELS(q4_1, GGML_TYPE_Q4_1)
+KERNELS(q8_0, GGML_TYPE_Q8_0)
 
 typedef void (*kernel)(const struct tile *t);
 
