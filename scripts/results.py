@@ -1,5 +1,5 @@
 """Adds up the JUnit files of all suites: prints a table, failures with their output, the reasons of skips, and as the last line
-`N passed, N failed, N skipped`.
+`N passed, N failed, N skipped`. What failed stands there once more in a few lines, for readers who see only the end.
 
 usage: results.py FOLDER        (one FILE.xml a suite, in the order of their times; FILE.seconds and FILE.build_seconds say how long)
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OUTPUT_LINES = 60
+GIST_LINES = 8
 SKIP_BY_PROGRAM = "SKIP_RETURN_CODE"  # CTest's word for exit code 77; its other "not run" means that the program was not built
 
 
@@ -28,6 +29,13 @@ def tail(text: str) -> str:
     if len(lines) > OUTPUT_LINES:
         lines = [f"... ({len(lines) - OUTPUT_LINES} lines before this)"] + lines[-OUTPUT_LINES:]
     return "\n".join(lines)
+
+
+def gist(text: str) -> list[str]:
+    """What a failure says of itself: pytest's lines that begin with E, else the last lines of its output."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("E ")]
+    return said[:GIST_LINES] or lines[-GIST_LINES:]
 
 
 def reason(text: str) -> str:
@@ -85,6 +93,10 @@ def main() -> int:
     print(f"\n{'suite':<12}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}{'building':>10}")
     for suite, passed, failed, skipped, whole, building in rows:
         print(f"{suite:<12}{passed:>8}{failed:>8}{skipped:>9}{whole:>9}{building:>10}")
+    for case in cases:
+        if case.outcome == "failed":
+            print(f"\nfailed: {case.suite}: {case.name}")
+            print("\n".join(f"    {line[:200]}" for line in gist(case.text)))
     total = Counter(case.outcome for case in cases)
     print(f"\n{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped", flush=True)
     return 1 if total["failed"] or not total["passed"] else 0
