@@ -1,76 +1,9 @@
-#include "engine/multiply.h"
+#include "engine/multiply_layout.h"
 
 #include <assert.h>
 #include <string.h>
 
-enum { BLOCK = 32 /* elements that share a scale, of weights and of activations */ };
-
-/* Memory of a packed matrix: groups of 16 rows one after another, in each first the quants of all
- * blocks, then their scales. Quants of a block: 64 bytes with elements 0..3 of rows 0, 1, .. 15,
- * then 4..7 and so on; of Q4 the halves of a byte are elements i and i + 16, as in the file. */
-struct layout {
-    size_t file_block_bytes; /* scale, min if there is one, quants */
-    size_t quant_bytes;      /* of a block of one row */
-    bool has_min;
-};
-
-static const struct layout *find_layout(enum ggml_type type)
-{
-    static const struct layout q4_0 = {18, 16, false}, q4_1 = {20, 16, true},
-                               q8_0 = {34, 32, false};
-    return type == GGML_TYPE_Q4_0   ? &q4_0
-           : type == GGML_TYPE_Q4_1 ? &q4_1
-           : type == GGML_TYPE_Q8_0 ? &q8_0
-                                    : NULL;
-}
-
-static size_t group_bytes(const struct layout *l, int64_t n_cols)
-{
-    size_t n_scales = l->has_min ? 2 : 1;
-    return (size_t)(n_cols / BLOCK) * MULTIPLY_GROUP *
-           (l->quant_bytes + n_scales * sizeof(uint16_t));
-}
-
-size_t multiply_bytes(enum ggml_type type, int64_t n_cols, int64_t n_rows)
-{
-    return group_bytes(find_layout(type), n_cols) *
-           (size_t)((n_rows + MULTIPLY_GROUP - 1) / MULTIPLY_GROUP);
-}
-
-void multiply_pack(enum ggml_type type, int64_t n_cols, const void *rows, int64_t n_rows,
-                   void *ret_group)
-{
-    const struct layout *l = find_layout(type);
-    size_t n_blocks = (size_t)(n_cols / BLOCK), n_scales = l->has_min ? 2 : 1;
-    size_t row_bytes = n_blocks * l->file_block_bytes;
-    uint8_t *quants = ret_group;
-    uint8_t *scales = quants + n_blocks * MULTIPLY_GROUP * l->quant_bytes;
-    memset(ret_group, 0, group_bytes(l, n_cols));
-    for (size_t row = 0; row < (size_t)n_rows; row++) {
-        const uint8_t *from = (const uint8_t *)rows + row * row_bytes;
-        for (size_t b = 0; b < n_blocks; b++, from += l->file_block_bytes) {
-            for (size_t k = 0; k < n_scales; k++)
-                memcpy(scales + ((b * n_scales + k) * MULTIPLY_GROUP + row) * sizeof(uint16_t),
-                       from + k * sizeof(uint16_t), sizeof(uint16_t));
-            const uint8_t *q = from + n_scales * sizeof(uint16_t);
-            uint8_t *to = quants + b * MULTIPLY_GROUP * l->quant_bytes + row * 4;
-            for (size_t i = 0; i < l->quant_bytes; i += 4, to += MULTIPLY_GROUP * 4)
-                memcpy(to, q + i, 4);
-        }
-    }
-}
-
-static const char packed; /* its address is the mark */
-
-void multiply_mark(struct ggml_tensor *weight)
-{
-    weight->extra = (void *)(uintptr_t)&packed;
-}
-
-bool multiply_is_packed(const struct ggml_tensor *weight)
-{
-    return weight->extra == &packed;
-}
+enum { BLOCK = MULTIPLY_BLOCK };
 
 #if defined(__x86_64__)
 
@@ -83,7 +16,8 @@ bool multiply_is_packed(const struct ggml_tensor *weight)
 
 bool multiply_can(enum ggml_type type, int64_t n_cols)
 {
-    return find_layout(type) != NULL && n_cols % BLOCK == 0 && __builtin_cpu_supports("avx512f") &&
+    int64_t block = multiply_find_layout(type).file_block;
+    return block != 0 && n_cols % block == 0 && __builtin_cpu_supports("avx512f") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
            __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2");
@@ -94,8 +28,14 @@ bool multiply_can(enum ggml_type type, int64_t n_cols)
 struct activations { /* one block of a row */
     int8_t q[BLOCK];
     float scale;
-    int32_t sum; /* of q */
+    float scaled_sum;     /* scale times the sum of q */
+    int32_t half_sums[2]; /* of q[0..15] and q[16..31] */
 };
+
+INLINE int sum_bytes(__m128i signed_bytes)
+{
+    return _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(signed_bytes));
+}
 
 /* As ggml rounds to Q8_0: the scale is an f16, the quants are to its f32. */
 KERNEL static void quantize_block(const float *x, struct activations *ret)
@@ -103,12 +43,15 @@ KERNEL static void quantize_block(const float *x, struct activations *ret)
     __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
     float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
     __m512 factor = _mm512_set1_ps(most != 0.0f ? 127.0f / most : 0.0f);
-    __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(a, factor)),
-            q = _mm512_cvtps_epi32(_mm512_mul_ps(b, factor));
-    _mm_storeu_si128((__m128i *)(void *)ret->q, _mm512_cvtsepi32_epi8(p));
-    _mm_storeu_si128((__m128i *)(void *)(ret->q + 16), _mm512_cvtsepi32_epi8(q));
+    __m128i p = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(a, factor))),
+            q = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(b, factor)));
+    int first = sum_bytes(p), other = sum_bytes(q);
+    _mm_storeu_si128((__m128i *)(void *)ret->q, p);
+    _mm_storeu_si128((__m128i *)(void *)(ret->q + 16), q);
     ret->scale = _cvtsh_ss(_cvtss_sh(most / 127.0f, _MM_FROUND_TO_NEAREST_INT));
-    ret->sum = _mm512_reduce_add_epi32(_mm512_add_epi32(p, q));
+    ret->half_sums[0] = first;
+    ret->half_sums[1] = other;
+    ret->scaled_sum = ret->scale * (float)(first + other);
 }
 
 static void quantize(struct ggml_tensor *dst, int ith, int nth, void *arg)
@@ -141,145 +84,221 @@ INLINE __m512i load(const uint8_t *p)
     return _mm512_loadu_si512((const void *)p);
 }
 
-INLINE __m512 load_scales(const uint8_t *p)
+INLINE __m512 load_f16(const uint8_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
 
-/* Four elements of a row of activations, for all 16 rows of weights. */
-INLINE __m512i spread(const struct activations *a, int at)
+/* ---- words of weights or of small scales, of 16 rows: their bytes come out unsigned ---- */
+
+INLINE void unpack_halves(const uint8_t *packed, int n_words, __m512i *ret)
+{
+    const __m512i low = _mm512_set1_epi8(15);
+    for (int i = 0; i < n_words / 2; i++) {
+        __m512i both = load(packed + MULTIPLY_WORD_BYTES * i);
+        ret[i] = _mm512_and_si512(both, low);
+        ret[n_words / 2 + i] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+    }
+}
+
+/* Their fifth bits, or the fifth and the sixth. */
+INLINE void add_high_bits(const uint8_t *packed, bool has_sixth, int n_words, __m512i *words)
+{
+    const __m512i mask = _mm512_set1_epi8(has_sixth ? 0x30 : 0x10);
+    const int n_shared = has_sixth ? 4 : 8; /* words whose bits share 64 bytes */
+    __m512i all = _mm512_setzero_si512(), bits = all;
+    for (int i = 0; i < n_words; i++) {
+        if (i % n_shared == 0)
+            bits = all = load(packed + MULTIPLY_WORD_BYTES * (i / n_shared));
+        else if (i % n_shared == n_shared / 2)
+            bits = _mm512_slli_epi16(all, 4);
+        else
+            bits = has_sixth ? _mm512_srli_epi16(bits, 2) : _mm512_srli_epi16(bits, 1);
+        words[i] = _mm512_ternarylogic_epi32(words[i], bits, mask, 0xf8); /* a | (b & c) */
+    }
+}
+
+INLINE void unpack(unsigned bits, const uint8_t *packed, int n_words, __m512i *ret)
+{
+    if (bits == 8) {
+        for (int i = 0; i < n_words; i++)
+            ret[i] = load(packed + MULTIPLY_WORD_BYTES * i);
+        return;
+    }
+    unpack_halves(packed, n_words, ret);
+    if (bits > 4)
+        add_high_bits(packed + MULTIPLY_WORD_BYTES * n_words / 2, bits == 6, n_words, ret);
+}
+
+/* ---- products with a block of a row of activations ---- */
+
+/* A word of a row of activations, for all 16 rows of weights. */
+INLINE __m512i spread(const struct activations *a, int word)
 {
     int32_t four;
-    memcpy(&four, a->q + at, sizeof(four));
+    memcpy(&four, a->q + 4 * word, sizeof(four));
     return _mm512_set1_epi32(four);
 }
 
-/* The halves of bytes as numbers 0..15: elements 0..15 of a block, then 16..31. */
-INLINE void unpack_halves(const uint8_t *quants, __m512i ret[8])
+/* What makes up for the offset that unsigned weights have. */
+INLINE __m512i begin(int offset, int sum)
 {
-    const __m512i low = _mm512_set1_epi8(15);
-    for (int i = 0; i < 4; i++) {
-        __m512i both = load(quants + 64 * i);
-        ret[i] = _mm512_and_si512(both, low);
-        ret[4 + i] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-    }
+    return _mm512_set1_epi32(-offset * sum);
 }
 
-/* Signed bytes with 128 added. */
-INLINE void unpack_bytes(const uint8_t *quants, __m512i ret[8])
+/* Adds words of weights times words of activations. */
+INLINE __m512i dot(__m512i sums, const __m512i w[MULTIPLY_WORDS], const struct activations *a,
+                   int first, int end)
 {
-    const __m512i sign = _mm512_set1_epi8((char)0x80);
-    for (int i = 0; i < 8; i++)
-        ret[i] = _mm512_xor_si512(load(quants + 64 * i), sign);
-}
-
-/* Sums of unsigned weights times activations; sums begins at what an offset of the weights needs.
- */
-INLINE __m512i dot(const __m512i w[8], const struct activations *a, __m512i sums)
-{
-    for (int i = 0; i < 8; i++)
-        sums = _mm512_dpbusd_epi32(sums, w[i], spread(a, 4 * i));
+    for (int i = first; i < end; i++)
+        sums = _mm512_dpbusd_epi32(sums, w[i], spread(a, i));
     return sums;
 }
 
-/* offset: what was added to the weights to make them unsigned. */
-INLINE void add_block(const __m512i w[8], __m512 scales, const struct tile *t, int64_t b,
-                      int offset, int n, __m512 *sums)
+/* The block has one scale. */
+INLINE __m512 add_block(const __m512i w[MULTIPLY_WORDS], __m512 scales, const struct activations *a,
+                        int offset, __m512 sums)
 {
+    __m512i start =
+        offset == 0 ? _mm512_setzero_si512() : begin(offset, a->half_sums[0] + a->half_sums[1]);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot(start, w, a, 0, 8)),
+                           _mm512_mul_ps(scales, _mm512_set1_ps(a->scale)), sums);
+}
+
+/* It has one for each half. */
+INLINE __m512 add_halves(const __m512i w[MULTIPLY_WORDS], const __m512 scales[2],
+                         const struct activations *a, int offset, __m512 sums)
+{
+    __m512 first = _mm512_cvtepi32_ps(dot(begin(offset, a->half_sums[0]), w, a, 0, 4)),
+           other = _mm512_cvtepi32_ps(dot(begin(offset, a->half_sums[1]), w, a, 4, 8));
+    __m512 both = _mm512_fmadd_ps(other, scales[1], _mm512_mul_ps(first, scales[0]));
+    return _mm512_fmadd_ps(both, _mm512_set1_ps(a->scale), sums);
+}
+
+/* ---- kernels ---- */
+
+/* A block of a group, for n rows of activations. scales: with Q6_K of the halves, else of the
+ * block, then its min. */
+INLINE void run_block(const struct tile *t, enum ggml_type type, int n, int64_t b,
+                      const __m512 scales[2], __m512 sums[TILE])
+{
+    const struct multiply_layout l = multiply_find_layout(type);
+    __m512i w[MULTIPLY_WORDS];
+    unpack(l.quant_bits, t->quants + (size_t)b * multiply_quant_bytes(&l), MULTIPLY_WORDS, w);
+#pragma GCC unroll 8 /* else the sums may not become registers */
     for (int r = 0; r < n; r++) {
         const struct activations *a = &t->row[r][b];
-        /* unsigned: what is no number may have any sum */
-        uint32_t first = 0u - (uint32_t)offset * (uint32_t)a->sum;
-        __m512i s = dot(w, a, _mm512_set1_epi32((int)first));
-        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s),
-                                  _mm512_mul_ps(scales, _mm512_set1_ps(a->scale)), sums[r]);
+        if (l.has_min)
+            sums[r] = _mm512_fmadd_ps(scales[1], _mm512_set1_ps(a->scaled_sum), sums[r]);
+        sums[r] = type == GGML_TYPE_Q6_K ? add_halves(w, scales, a, l.offset, sums[r])
+                                         : add_block(w, scales[0], a, l.offset, sums[r]);
     }
 }
 
-INLINE void add_mins(__m512 mins, const struct tile *t, int64_t b, int n, __m512 *sums)
+/* The lowest two bytes of each row as numbers. */
+INLINE void take_bytes(__m512i words, bool are_signed, __m512 ret[2])
 {
-    for (int r = 0; r < n; r++) {
-        const struct activations *a = &t->row[r][b];
-        sums[r] = _mm512_fmadd_ps(mins, _mm512_set1_ps(a->scale * (float)a->sum), sums[r]);
-    }
+    const __m512i low = _mm512_set1_epi32(255);
+    __m512i first = are_signed ? _mm512_srai_epi32(_mm512_slli_epi32(words, 24), 24)
+                               : _mm512_and_si512(words, low);
+    __m512i other = are_signed ? _mm512_srai_epi32(_mm512_slli_epi32(words, 16), 24)
+                               : _mm512_and_si512(_mm512_srli_epi32(words, 8), low);
+    ret[0] = _mm512_cvtepi32_ps(first);
+    ret[1] = _mm512_cvtepi32_ps(other);
+}
+
+/* The blocks from b on that are one of the file, of a K type. big: as in run_block. */
+INLINE void run_k_block(const struct tile *t, enum ggml_type type, int n, int64_t b,
+                        const __m512 big[2], const uint8_t *small, __m512 sums[TILE])
+{
+    const struct multiply_layout l = multiply_find_layout(type);
+    __m512i words[MULTIPLY_SMALL_WORDS];
+    unpack(l.small_bits, small, MULTIPLY_SMALL_WORDS, words);
+    for (int i = 0; i < MULTIPLY_SMALL_WORDS; i++)
+        for (int k = 0; k < 2; k++, b++) {
+            __m512 scales[2];
+            take_bytes(words[i], !l.has_min, scales);
+            scales[0] = _mm512_mul_ps(scales[0], big[0]);
+            scales[1] = _mm512_mul_ps(scales[1], big[1]);
+            run_block(t, type, n, b, scales, sums);
+            words[i] = _mm512_srli_epi32(words[i], 16);
+        }
 }
 
 INLINE void run(const struct tile *t, enum ggml_type type, int n)
 {
-    const bool is_q8 = type == GGML_TYPE_Q8_0, has_min = type == GGML_TYPE_Q4_1;
-    const int offset = is_q8 ? 128 : has_min ? 0 : 8, n_scales = has_min ? 2 : 1;
+    const struct multiply_layout l = multiply_find_layout(type);
+    const uint8_t *from = t->scales;
     __m512 sums[TILE];
     for (int r = 0; r < n; r++)
         sums[r] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < t->n_blocks; b++) {
-        const uint8_t *scales = t->scales + 32 * n_scales * b;
-        __m512i w[8];
-        if (is_q8)
-            unpack_bytes(t->quants + 512 * b, w);
-        else
-            unpack_halves(t->quants + 256 * b, w);
-        if (has_min)
-            add_mins(load_scales(scales + 32), t, b, n, sums);
-        add_block(w, load_scales(scales), t, b, offset, n, sums);
+    for (int64_t b = 0; b < t->n_blocks; b += l.file_block / BLOCK) {
+        __m512 scales[2] = {load_f16(from), load_f16(from + (l.has_min ? 32 : 0))};
+        if (l.small_bits == 0) {
+            run_block(t, type, n, b, scales, sums);
+        } else {
+            if (l.has_min) /* K types subtract it */
+                scales[1] = _mm512_sub_ps(_mm512_setzero_ps(), scales[1]);
+            run_k_block(t, type, n, b, scales, from + (l.has_min ? 64 : 32), sums);
+        }
+        from += multiply_scale_bytes(&l);
     }
     for (int r = 0; r < n; r++)
         _mm512_mask_storeu_ps(t->out[r], t->outputs, sums[r]);
 }
 
 /* Type and number of rows are constants in each of these, so that the sums are registers. */
-#define KERNELS(name, type)                                                                        \
-    KERNEL static void name##_1(const struct tile *t)                                              \
+#define KERNELS(type)                                                                              \
+    KERNEL static void run_##type##_1(const struct tile *t)                                        \
     {                                                                                              \
-        run(t, type, 1);                                                                           \
+        run(t, GGML_TYPE_##type, 1);                                                               \
     }                                                                                              \
-    KERNEL static void name##_2(const struct tile *t)                                              \
+    KERNEL static void run_##type##_2(const struct tile *t)                                        \
     {                                                                                              \
-        run(t, type, 2);                                                                           \
+        run(t, GGML_TYPE_##type, 2);                                                               \
     }                                                                                              \
-    KERNEL static void name##_4(const struct tile *t)                                              \
+    KERNEL static void run_##type##_4(const struct tile *t)                                        \
     {                                                                                              \
-        run(t, type, 4);                                                                           \
+        run(t, GGML_TYPE_##type, 4);                                                               \
     }                                                                                              \
-    KERNEL static void name##_8(const struct tile *t)                                              \
+    KERNEL static void run_##type##_8(const struct tile *t)                                        \
     {                                                                                              \
-        run(t, type, 8);                                                                           \
+        run(t, GGML_TYPE_##type, 8);                                                               \
     }
 
-KERNELS(q4_0, GGML_TYPE_Q4_0)
-KERNELS(q4_1, GGML_TYPE_Q4_1)
-KERNELS(q8_0, GGML_TYPE_Q8_0)
-
-typedef void (*kernel)(const struct tile *t);
+MULTIPLY_TYPES(KERNELS)
 
 struct kernels {
-    kernel of[4]; /* for 1, 2, 4, 8 rows */
+    void (*of[4])(const struct tile *t); /* for 1, 2, 4, 8 rows */
 };
 
 static struct kernels find_kernels(enum ggml_type type)
 {
+#define CASE(type)                                                                                 \
+    case GGML_TYPE_##type:                                                                         \
+        return (struct kernels){{run_##type##_1, run_##type##_2, run_##type##_4, run_##type##_8}};
     switch (type) {
-    case GGML_TYPE_Q4_0:
-        return (struct kernels){{q4_0_1, q4_0_2, q4_0_4, q4_0_8}};
-    case GGML_TYPE_Q4_1:
-        return (struct kernels){{q4_1_1, q4_1_2, q4_1_4, q4_1_8}};
+        MULTIPLY_TYPES(CASE)
     default:
-        return (struct kernels){{q8_0_1, q8_0_2, q8_0_4, q8_0_8}};
+        return (struct kernels){0};
     }
+#undef CASE
 }
 
 /* ---- the operation ---- */
 
 /* One group of rows of the weights, for all rows of activations. */
-static void multiply_group(struct ggml_tensor *dst, const struct layout *l,
+static void multiply_group(struct ggml_tensor *dst, const struct multiply_layout *l,
                            const struct kernels *kernels, int64_t group)
 {
     const struct ggml_tensor *weight = dst->src[0], *x = dst->src[1];
     int64_t n_blocks = weight->ne[0] / BLOCK, n_rows = dst->ne[1];
     int64_t left = weight->ne[1] - group * MULTIPLY_GROUP;
     const uint8_t *base =
-        (const uint8_t *)weight->data + (size_t)group * group_bytes(l, weight->ne[0]);
+        (const uint8_t *)weight->data +
+        (size_t)group * multiply_bytes(weight->type, weight->ne[0], MULTIPLY_GROUP);
     struct tile t = {.quants = base,
-                     .scales = base + (size_t)n_blocks * MULTIPLY_GROUP * l->quant_bytes,
+                     .scales = base + (size_t)n_blocks * multiply_quant_bytes(l),
                      .n_blocks = n_blocks,
                      .outputs = (__mmask16)(left < MULTIPLY_GROUP ? (1u << left) - 1 : 0xffff)};
     for (int64_t row = 0; row < n_rows;) {
@@ -300,7 +319,7 @@ static void multiply(struct ggml_tensor *dst, int ith, int nth, void *arg)
     enum { SHARES = 8 /* for each thread: a slow one takes fewer */ };
     multiply_tickets *tickets = arg;
     enum ggml_type type = dst->src[0]->type;
-    const struct layout *l = find_layout(type);
+    const struct multiply_layout l = multiply_find_layout(type);
     struct kernels kernels = find_kernels(type);
     int64_t n_groups = (dst->src[0]->ne[1] + MULTIPLY_GROUP - 1) / MULTIPLY_GROUP;
     int64_t n_shares = nth > 1 ? (int64_t)nth * SHARES : 1;
@@ -313,7 +332,7 @@ static void multiply(struct ggml_tensor *dst, int ith, int nth, void *arg)
         if (share >= n_shares)
             return;
         for (int64_t g = n_groups * share / n_shares; g < n_groups * (share + 1) / n_shares; g++)
-            multiply_group(dst, l, &kernels, g);
+            multiply_group(dst, &l, &kernels, g);
     }
 }
 

@@ -4,8 +4,10 @@
  * multiplies and adds 64 of them, for one row of activations as for hundreds. What ggml has for
  * these types works on half as wide registers, and pays as much again for signs and shuffles.
  *
- * Activations are rounded to 8 bits in blocks of 32, as ggml does; with Q4_0 the results are those
- * of ggml's packed kernels to the last bit.
+ * Activations are rounded to 8 bits in blocks of 32, as ggml does for types that have such blocks;
+ * with Q4_0 the results are those of ggml's packed kernels to the last bit. ggml rounds in blocks
+ * of 256 for K types, so that these are a little more exact here. A row's result does not depend on
+ * the rows beside it, nor on the number of threads.
  *
  * Weights in this layout keep the ggml type and shape that they had in the file; only functions of
  * this header may read them. Thread: any; the operations run on all compute threads of a graph.
@@ -21,9 +23,10 @@
 
 enum { MULTIPLY_GROUP = 16 /* rows of weights that are packed together */ };
 
-/* Whether this processor can, for matrices of this type with so many columns: Q4_0, Q4_1, Q8_0. */
+/* Whether this processor can, for matrices of this type with so many columns: Q4_0, Q4_1, Q5_0,
+ * Q5_1, Q8_0, and Q4_K, Q5_K, Q6_K, whose columns are a multiple of 256. */
 bool multiply_can(enum ggml_type type, int64_t n_cols);
-/* Of a packed matrix. */
+/* Of a packed matrix: as in the file, but for rows that fill up the last group. */
 size_t multiply_bytes(enum ggml_type type, int64_t n_cols, int64_t n_rows);
 /* Packs one group of n_rows rows, less than MULTIPLY_GROUP at the end of a matrix, as they are in
  * the file, one after another. ret_group: of multiply_bytes(type, n_cols, MULTIPLY_GROUP). */

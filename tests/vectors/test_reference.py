@@ -86,10 +86,11 @@ def test_perplexity(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_perplexity_of_the_file_as_it_is(name):
-    """With quantized weights ggml rounds the inputs of matrices to 8 bits. Against the reference engine that does the same the limit
-    is the same; against the one with dequantized weights in f32 it is what this rounding may cost."""
+    """With quantized weights the inputs of matrices are rounded to 8 bits. It may cost as much more than in the reference engine that
+    does the same as ggml, which rounds K types' inputs more coarsely than our own products; against the one with dequantized
+    weights in f32 it is what this rounding may cost."""
     ratio, _ = perplexity(name, "quantized", "nll_8_bits")
-    assert abs(ratio) <= PERPLEXITY_MAX
+    assert ratio <= PERPLEXITY_MAX
     cost, error = perplexity(name, "quantized", "nll")
     assert cost <= ROUNDING_COST_MAX[name] + 2 * error
 
