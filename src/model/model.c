@@ -247,6 +247,14 @@ const struct gguf_tensor *model_output(const struct model *m)
     return m->global[ROLE_OUTPUT] != NULL ? m->global[ROLE_OUTPUT] : m->global[ROLE_TOKEN_EMBD];
 }
 
+double model_head_layers(const struct model *m)
+{
+    double bytes = 0;
+    for (uint32_t i = 0; i < m->config.n_layer; i++)
+        bytes += (double)model_layer_bytes(m, i);
+    return (double)model_output(m)->size_bytes * m->config.n_layer / bytes;
+}
+
 bool model_layer_has_window(const struct model *m, uint32_t layer)
 {
     return m->config.window > 0 && (layer + 1) % m->config.window_pattern != 0;

@@ -84,5 +84,7 @@ const char *role_name(enum role role);
 /* Bytes of weights of one layer, and of a KV cache entry (one token, one layer, f16), unsplit. */
 uint64_t model_layer_bytes(const struct model *m, uint32_t layer);
 uint64_t model_kv_token_layer_bytes(const struct model *m);
+/* Bytes of the output head over those of a layer in the mean. */
+double model_head_layers(const struct model *m);
 
 #endif

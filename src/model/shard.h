@@ -42,6 +42,9 @@ struct split {
  * what would be valid). */
 int split_parse(const char *text, uint32_t n_ranks, uint32_t n_layer, const uint32_t *weight,
                 struct split *ret_split, struct error *err);
+/* Divides the layers once more, with the last stage's output head counted as so many layers
+ * (model_head_layers): a decoded token needs it whole, a prompt only once. */
+void split_count_head(struct split *s, uint32_t n_layer, double head_layers);
 /* Checks the form of such a text alone, before ranks and model are known. Errors: E_INVALID. */
 int split_check_text(const char *text, struct error *err);
 /* Checks that stages cover every layer once, in order, and ranks are consecutive. Errors:

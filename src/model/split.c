@@ -43,15 +43,15 @@ static uint64_t stage_weight(const struct split *s, uint32_t stage)
 }
 
 /* Ends of stages are the rounded ends of their exact shares, moved where a stage would be empty. */
-static void divide_layers(struct split *s, uint32_t n_layer)
+static void divide_layers(struct split *s, uint32_t n_layer, double head_layers)
 {
-    uint64_t sum = 0, total = 0;
+    double sum = 0, total = 0, whole = (double)n_layer + head_layers;
     uint32_t begin = 0;
     for (uint32_t i = 0; i < s->n_stages; i++)
-        total += stage_weight(s, i);
+        total += (double)stage_weight(s, i);
     for (uint32_t i = 0; i < s->n_stages; i++) {
-        sum += stage_weight(s, i);
-        uint32_t end = (uint32_t)((2 * sum * n_layer + total) / (2 * total));
+        sum += (double)stage_weight(s, i);
+        uint32_t end = (uint32_t)(sum * whole / total + 0.5);
         uint32_t stages_after = s->n_stages - 1 - i;
         if (end < begin + 1)
             end = begin + 1;
@@ -105,9 +105,14 @@ int split_parse(const char *text, uint32_t n_ranks, uint32_t n_layer, const uint
         if (stage_weight(&s, i) == 0)
             return error_set(err, E_INVALID, "the ranks of stage %" PRIu32 " all have weight 0", i);
     }
-    divide_layers(&s, n_layer);
+    divide_layers(&s, n_layer, 0);
     *ret_split = s;
     return 0;
+}
+
+void split_count_head(struct split *s, uint32_t n_layer, double head_layers)
+{
+    divide_layers(s, n_layer, head_layers);
 }
 
 int split_check(const struct split *s, uint32_t n_layer, struct error *err)

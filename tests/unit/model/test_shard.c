@@ -340,6 +340,24 @@ static void test_layers_follow_weights(void **state)
     expect_layers("tensor", 4, 1, NULL, (const uint32_t[]){1});
 }
 
+static void test_the_head_counts(void **state)
+{
+    (void)state;
+    static const struct {
+        double head_layers;
+        uint32_t ends[2];
+    } rows[] = {{0, {8, 16}}, {1.7, {9, 16}}, {4, {10, 16}}, {100, {15, 16}}};
+    struct split s;
+    struct error err = {0};
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        assert_int_equal(split_parse("pipeline", 2, 16, NULL, &s, &err), 0);
+        split_count_head(&s, 16, rows[i].head_layers);
+        assert_int_equal(s.stage[0].layers.end, rows[i].ends[0]);
+        assert_int_equal(s.stage[1].layers.end, rows[i].ends[1]);
+        assert_int_equal(split_check(&s, 16, &err), 0);
+    }
+}
+
 static void refuse(const char *text, uint32_t n_ranks, uint32_t n_layer, const uint32_t *weight,
                    const char *part)
 {
@@ -484,6 +502,7 @@ int main(void)
         cmocka_unit_test(test_remainders_rotate),
         cmocka_unit_test(test_units_follow_blocks),
         cmocka_unit_test(test_layers_follow_weights),
+        cmocka_unit_test(test_the_head_counts),
         cmocka_unit_test(test_refuses_bad_splits),
         cmocka_unit_test(test_checks_texts),
         cmocka_unit_test(test_check_finds_gaps),
