@@ -6,7 +6,7 @@ if(NOT SHOAL_CARGO)
     find_program(SHOAL_CARGO cargo PATHS /usr/bin $ENV{HOME}/.cargo/bin NO_DEFAULT_PATH)
 endif()
 if(NOT SHOAL_CARGO)
-    message(FATAL_ERROR "cargo is missing: install Rust 1.75 or newer (Debian: apt-get install cargo-web; others: the distribution's "
+    message(FATAL_ERROR "cargo is missing: install Rust 1.87 or newer (Debian: apt-get install cargo-web; others: the distribution's "
                         "rust package or rustup), or say where it is with -DSHOAL_CARGO=/path/to/cargo")
 endif()
 execute_process(COMMAND ${SHOAL_CARGO} --version OUTPUT_VARIABLE cargo_version ERROR_VARIABLE cargo_error RESULT_VARIABLE cargo_result
@@ -14,8 +14,8 @@ execute_process(COMMAND ${SHOAL_CARGO} --version OUTPUT_VARIABLE cargo_version E
 string(REGEX MATCH "[0-9]+\\.[0-9]+\\.[0-9]+" cargo_number "${cargo_version}")
 if(NOT cargo_result EQUAL 0 OR NOT cargo_number)
     message(FATAL_ERROR "${SHOAL_CARGO} --version failed: ${cargo_error}")
-elseif(cargo_number VERSION_LESS 1.75)
-    message(FATAL_ERROR "${SHOAL_CARGO} is ${cargo_number}; shoal needs Rust 1.75 or newer (Debian: apt-get install cargo-web, then "
+elseif(cargo_number VERSION_LESS 1.87)
+    message(FATAL_ERROR "${SHOAL_CARGO} is ${cargo_number}; shoal needs Rust 1.87 or newer (Debian: apt-get install cargo-web, then "
                         "-DSHOAL_CARGO=/usr/bin/cargo)")
 endif()
 

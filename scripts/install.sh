@@ -19,7 +19,7 @@ libpcre2-dev|tokenizer regular expressions
 libutf8proc-dev|Unicode
 libssl-dev|hashes and TLS
 libsqlite3-dev|state that survives restarts
-libcurl4-openssl-dev|HTTP client of `shoal chat` and `shoal status`
+libcurl4-openssl-dev|HTTP client: downloads of models, and our own verbs
 curl|talks to the API in the demonstration
 '
 test_packages='
@@ -40,10 +40,10 @@ mesa-vulkan-drivers|Vulkan drivers, also one that needs no GPU
 '
 # Debian 12 has a current Rust under these names; its plain "cargo" is older than what our crates need.
 rust_packages='
-cargo-web|builds the chat template library
-rustc-web|builds the chat template library
+cargo-web|builds the library of chat templates and grammars
+rustc-web|builds the library of chat templates and grammars
 '
-rust_version_min=1.75
+rust_version_min=1.87
 
 have_rust() {
     command -v cargo >/dev/null && command -v rustc >/dev/null || return 1

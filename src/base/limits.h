@@ -24,6 +24,7 @@
 #define LIMIT_PROMPT_BYTES      (16u << 20) /* 4 M tokens: more than any context */
 #define LIMIT_STOP_STRINGS      16
 #define LIMIT_STOP_STRING_BYTES 256
+#define LIMIT_GRAMMAR_BYTES     (256u << 10) /* a JSON schema; OpenAI allows 120,000 characters */
 
 /* engine */
 #define LIMIT_SLOTS        64   /* sequences with a KV cache in one engine */
@@ -33,6 +34,7 @@
                                  */
 #define LIMIT_DRAFT_TOKENS 32   /* guessed ahead in one sequence: more are hardly ever right */
 #define LIMIT_LOGIT_BIAS   1024 /* OpenAI allows 300 */
+#define LIMIT_TOP_LOGPROBS 20   /* likeliest tokens told of each place; OpenAI's bound */
 
 /* comm */
 #define LIMIT_COMM_FRAME_BYTES (1u << 30) /* 2,048 tokens x 65,536 wide x f32 = 512 MiB */

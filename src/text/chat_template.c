@@ -4,6 +4,14 @@
 #include "text/rust/shoal_rust.h"
 
 #include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct chat_template {
+    struct shoal_rust_template *made;
+    size_t len;
+    char source[]; /* NUL follows */
+};
 
 /* What the Rust library hands back, and what became of it. */
 struct sink {
@@ -35,13 +43,30 @@ int chat_template_new(const char *source, size_t len, struct chat_template **ret
     int rc = code_of(shoal_rust_template_new(source, len, &made, message, sizeof(message)));
     if (rc != 0)
         return error_set(err, rc, "%s", message);
-    *ret_template = (struct chat_template *)made; /* never more than a name for it */
+    struct chat_template *t = malloc(sizeof(*t) + len + 1);
+    if (t == NULL) {
+        shoal_rust_template_free(made);
+        return error_set(err, E_NOMEM, "out of memory for a chat template");
+    }
+    t->made = made;
+    t->len = len;
+    memcpy(t->source, source, len);
+    t->source[len] = '\0';
+    *ret_template = t;
     return 0;
 }
 
 void chat_template_free(struct chat_template *t)
 {
-    shoal_rust_template_free((struct shoal_rust_template *)t);
+    if (t != NULL)
+        shoal_rust_template_free(t->made);
+    free(t);
+}
+
+const char *chat_template_source(const struct chat_template *t, size_t *ret_len)
+{
+    *ret_len = t->len;
+    return t->source;
 }
 
 static void take_text(void *arg, const char *text, size_t len)
@@ -61,9 +86,8 @@ int chat_template_render(const struct chat_template *t, const char *context, siz
     if (max_bytes > LIMIT_PROMPT_BYTES)
         max_bytes = LIMIT_PROMPT_BYTES;
     struct sink sink = {.out = out};
-    int rc = code_of(shoal_rust_template_render((const struct shoal_rust_template *)t, context, len,
-                                                now_s, max_bytes, take_text, &sink, message,
-                                                sizeof(message)));
+    int rc = code_of(shoal_rust_template_render(t->made, context, len, now_s, max_bytes, take_text,
+                                                &sink, message, sizeof(message)));
     if (rc != 0)
         return error_set(err, rc, "%s", message);
     if (sink.rc != 0)

@@ -20,6 +20,8 @@ struct chat_template; /* opaque */
 int chat_template_new(const char *source, size_t len, struct chat_template **ret_template,
                       struct error *err);
 void chat_template_free(struct chat_template *t);
+/* Its source, as it was given. Borrows. */
+const char *chat_template_source(const struct chat_template *t, size_t *ret_len);
 /* Appends the prompt. context is a JSON object's text: {"messages": [...], "add_generation_prompt":
  * true, "bos_token": "...", "eos_token": "...", "tools": null, ...}; keys keep their order. now_s
  * (Unix time) is what strftime_now sees. Errors: E_INVALID (the template refused: its message),

@@ -139,11 +139,14 @@ static int load_special_ids(struct tokenizer *t, const struct gguf_file *file, s
     if (rc != 0)
         return rc;
     make_control(t, t->bos);
+    /* In harmony (gpt-oss) <|end|> closes a message, after which the answer goes on. */
+    bool is_harmony = vocab_find(v, "<|channel|>", 11) >= 0 && vocab_find(v, "<|return|>", 10) >= 0;
     for (size_t i = 0; i < sizeof(end_texts) / sizeof(end_texts[0]); i++) {
         token_id id = vocab_find(v, end_texts[i].text, strlen(end_texts[i].text));
         if (id >= 0 && end_texts[i].always)
             make_control(t, id);
-        if (id >= 0 && v->type[id] == TOKEN_TYPE_CONTROL)
+        bool is_end = !is_harmony || strcmp(end_texts[i].text, "<|end|>") != 0;
+        if (id >= 0 && is_end && v->type[id] == TOKEN_TYPE_CONTROL)
             add_end_id(t, id);
     }
     for (uint32_t i = 0; i < v->n; i++) {

@@ -118,6 +118,28 @@ static void test_user_defined_chat_markers_are_control(void **state)
     tokenizer_free(t);
 }
 
+/* <|end|> ends a turn of Phi; in harmony it ends a message, and the answer goes on. */
+static void test_harmony_goes_on_after_a_message(void **state)
+{
+    (void)state;
+    for (int is_harmony = 0; is_harmony < 2; is_harmony++) {
+        struct tiny tiny;
+        tiny_init(&tiny);
+        tiny_string(&tiny, "model", "gpt2");
+        tiny_string(&tiny, "pre", "qwen2");
+        tiny_byte_alphabet(&tiny);
+        tiny_rule(&tiny, "a", "a");
+        token_id end = tiny_token(&tiny, "<|end|>", TINY_USER, 0);
+        token_id last = tiny_token(&tiny, "<|return|>", TINY_USER, 0);
+        if (is_harmony)
+            tiny_token(&tiny, "<|channel|>", TINY_USER, 0);
+        struct tokenizer *t = open_and_free(&tiny);
+        assert_int_equal(tokenizer_is_end(t, end), !is_harmony);
+        assert_true(tokenizer_is_end(t, last));
+        tokenizer_free(t);
+    }
+}
+
 static void test_spm_merges_by_score(void **state)
 {
     (void)state;
@@ -314,6 +336,7 @@ int main(void)
         cmocka_unit_test(test_pre_tokenizers_cut_words),
         cmocka_unit_test(test_special_tokens_need_leave),
         cmocka_unit_test(test_user_defined_chat_markers_are_control),
+        cmocka_unit_test(test_harmony_goes_on_after_a_message),
         cmocka_unit_test(test_spm_merges_by_score),
         cmocka_unit_test(test_broken_utf8_is_replaced),
         cmocka_unit_test(test_qwen2_composes),

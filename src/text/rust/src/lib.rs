@@ -1,8 +1,9 @@
-//! The C border of shoal's chat templates; shoal_rust.h is its contract.
+//! The C border of shoal's chat templates and grammars; shoal_rust.h is its contract.
 
 mod budget;
 mod filters;
 mod format;
+mod grammar;
 mod job;
 mod methods;
 mod ops;
@@ -13,6 +14,7 @@ mod template;
 use std::ffi::{c_char, c_void};
 use std::slice;
 
+use grammar::{Grammar, Kind, Next, Vocabulary};
 use template::{Failure, Template};
 
 const OK: i32 = 0;
@@ -20,6 +22,7 @@ const FORMAT: i32 = 1;
 const LIMIT: i32 = 2;
 const REFUSED: i32 = 3;
 const INTERNAL: i32 = 4;
+const NOTHING: i32 = 5;
 
 /// Copies text with a NUL, cut at a character's border.
 ///
@@ -49,7 +52,8 @@ unsafe fn report(failure: Option<Failure>, message: *mut c_char, message_bytes: 
         Some(Failure::Format(text)) => (FORMAT, text),
         Some(Failure::Limit(text)) => (LIMIT, text),
         Some(Failure::Refused(text)) => (REFUSED, text),
-        None => (INTERNAL, "the chat template engine failed, or no thread could be started".to_owned()),
+        Some(Failure::Panic(text)) => (INTERNAL, format!("the grammar engine failed: {text}")),
+        None => (INTERNAL, "the library for templates and grammars failed, or no thread could be started".to_owned()),
     };
     say(&text, message, message_bytes);
     status
@@ -115,4 +119,125 @@ pub unsafe extern "C" fn shoal_rust_template_render(
         Some(Err(failure)) => report(Some(failure), message, message_bytes),
         None => report(None, message, message_bytes),
     }
+}
+
+/// # Safety
+/// See shoal_rust.h.
+#[no_mangle]
+pub unsafe extern "C" fn shoal_rust_vocab_new(
+    pieces: *const u8,
+    starts: *const u32,
+    n_vocab: u32,
+    ends: *const u32,
+    n_ends: u32,
+    ret_vocab: *mut *mut Vocabulary,
+    message: *mut c_char,
+    message_bytes: usize,
+) -> i32 {
+    let starts = slice::from_raw_parts(starts, n_vocab as usize + 1);
+    let bytes = slice::from_raw_parts(pieces, starts[n_vocab as usize] as usize);
+    let ends = if n_ends == 0 { &[] } else { slice::from_raw_parts(ends, n_ends as usize) };
+    let made = job::run(|| {
+        let words: Vec<&[u8]> = starts.windows(2).map(|w| bytes.get(w[0] as usize..w[1] as usize).unwrap_or(&[])).collect();
+        Vocabulary::new(&words, ends)
+    });
+    match made {
+        Some(Ok(vocab)) => {
+            *ret_vocab = Box::into_raw(Box::new(vocab));
+            OK
+        }
+        Some(Err(failure)) => report(Some(failure), message, message_bytes),
+        None => report(None, message, message_bytes),
+    }
+}
+
+/// # Safety
+/// See shoal_rust.h.
+#[no_mangle]
+pub unsafe extern "C" fn shoal_rust_vocab_free(vocab: *mut Vocabulary) {
+    if !vocab.is_null() {
+        drop(Box::from_raw(vocab));
+    }
+}
+
+/// # Safety
+/// See shoal_rust.h.
+#[no_mangle]
+pub unsafe extern "C" fn shoal_rust_grammar_new(
+    vocab: *const Vocabulary,
+    kind: u32,
+    text: *const c_char,
+    len: usize,
+    ret_grammar: *mut *mut Grammar,
+    message: *mut c_char,
+    message_bytes: usize,
+) -> i32 {
+    let vocab = &*vocab;
+    let kind = match kind {
+        0 => Kind::JsonSchema,
+        1 => Kind::JsonObject,
+        2 => Kind::Lark,
+        3 => Kind::Regex,
+        _ => return report(Some(Failure::Format(format!("grammar kind {kind} is unknown"))), message, message_bytes),
+    };
+    let made = match utf8(text, len, "the grammar") {
+        Ok(text) => job::run(|| vocab.compile(kind, text)),
+        Err(failure) => Some(Err(failure)),
+    };
+    match made {
+        Some(Ok(grammar)) => {
+            *ret_grammar = Box::into_raw(Box::new(grammar));
+            OK
+        }
+        Some(Err(failure)) => report(Some(failure), message, message_bytes),
+        None => report(None, message, message_bytes),
+    }
+}
+
+/// # Safety
+/// See shoal_rust.h.
+#[no_mangle]
+pub unsafe extern "C" fn shoal_rust_grammar_free(grammar: *mut Grammar) {
+    if !grammar.is_null() {
+        drop(Box::from_raw(grammar));
+    }
+}
+
+/// # Safety
+/// See shoal_rust.h.
+#[no_mangle]
+pub unsafe extern "C" fn shoal_rust_grammar_mask(
+    grammar: *mut Grammar,
+    bits: *mut u8,
+    n_bytes: usize,
+    message: *mut c_char,
+    message_bytes: usize,
+) -> i32 {
+    match (*grammar).mask(slice::from_raw_parts_mut(bits, n_bytes)) {
+        Ok(Next::Tokens) => OK,
+        Ok(Next::Nothing) => NOTHING,
+        Err(failure) => report(Some(failure), message, message_bytes),
+    }
+}
+
+/// # Safety
+/// See shoal_rust.h.
+#[no_mangle]
+pub unsafe extern "C" fn shoal_rust_grammar_accept(
+    grammar: *mut Grammar,
+    token: u32,
+    message: *mut c_char,
+    message_bytes: usize,
+) -> i32 {
+    match (*grammar).accept(token) {
+        Ok(()) => OK,
+        Err(failure) => report(Some(failure), message, message_bytes),
+    }
+}
+
+/// # Safety
+/// See shoal_rust.h.
+#[no_mangle]
+pub unsafe extern "C" fn shoal_rust_grammar_may_end(grammar: *mut Grammar) -> bool {
+    (*grammar).may_end()
 }

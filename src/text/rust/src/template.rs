@@ -19,6 +19,7 @@ pub enum Failure {
     Format(String),
     Limit(String),
     Refused(String),
+    Panic(String),
 }
 
 /// Text that the instructions point into. Freed after them: fields are dropped in the order of their declaration.
