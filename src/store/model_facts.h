@@ -1,0 +1,11 @@
+/* What a model file says of itself, for lists. Blocks on the disk. Thread: any. */
+#ifndef SHOAL_STORE_MODEL_FACTS_H
+#define SHOAL_STORE_MODEL_FACTS_H
+
+#include "store/models.h"
+
+/* Fills title, architecture, quantization, n_params, n_layers, n_ctx, capabilities, can_run; or
+ * is_damaged and problem. */
+void model_facts_read(const char *path, struct model_entry *e);
+
+#endif
