@@ -19,7 +19,7 @@ OUTSIDE = [
     (r"llhttp\.h", {"api"}),
     (r"jansson\.h", {"base"}),
     (r"(pcre2|utf8proc)\.h", {"text"}),
-    (r"openssl/.*", {"model", "comm", "runner", "store", "mesh", "node"}),
+    (r"openssl/.*", {"model", "comm", "runner", "store", "mesh", "api", "node"}),
     (r"curl/.*", {"store", "node", "cli"}),
     (r"sqlite3\.h", {"store"}),
     (SOCKETS, {"comm", "runner", "device", "mesh", "api", "node", "cli"}),

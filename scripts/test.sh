@@ -136,6 +136,19 @@ run_lint() {
     { grep '^note: ' "$LOGS/lint.log" || true; } | sed 's/^note: /    /'
 }
 
+# The clients in JavaScript, exactly those of the lock file, in build/js. Without npm their tests are skipped.
+make_js() {
+    local folder=tests/clients/js hash
+    command -v npm >/dev/null || return 0
+    hash=$(cat $folder/package.json $folder/package-lock.json | sha256sum | cut -c1-64)
+    [ "$(cat "$BUILD/js/stamp" 2>/dev/null || true)" != "$hash" ] || return 0
+    rm -rf "$BUILD/js" && mkdir -p "$BUILD/js"
+    cp $folder/package.json $folder/package-lock.json "$BUILD/js/"
+    run_logged js "installing the JavaScript packages of the tests" \
+        env npm_config_cache="${npm_config_cache:-$BUILD/cache/npm}" npm ci --prefix "$BUILD/js" --ignore-scripts --no-audit --no-fund || return 1
+    printf '%s\n' "$hash" >"$BUILD/js/stamp"
+}
+
 prepare() {
     local vulkan=''
     ! wants vulkan || vulkan=vulkan
@@ -145,6 +158,7 @@ prepare() {
     step models scripts/models.sh test || true
     step venv make_venv "$BUILD/venv" "installing the Python packages of the tests" scripts/requirements/test.txt \
         $(compgen -G 'tests/*/requirements.txt' || true) || true
+    ! wants clients || step js make_js || true
     ! wants lint || step lint-tools make_venv "$BUILD/lint" "installing clang-format and clang-tidy" scripts/requirements/lint.txt || true
 }
 

@@ -1,4 +1,9 @@
+#include "api/anthropic.h"
 #include "api/api_internal.h"
+#include "api/chat_call.h"
+#include "api/model_text.h"
+#include "api/ollama.h"
+#include "api/openai.h"
 #include "base/log.h"
 
 #include <assert.h>
@@ -28,7 +33,7 @@ static void respond_health(struct api *a, struct http_response *r)
 
 static void respond_state(struct api *a, struct http_response *r)
 {
-    struct openai_error e;
+    struct api_error e;
     struct buf body;
     buf_init(&body, 64u << 20);
     int rc = a->backend->state_json(a->backend->self, &body);
@@ -37,100 +42,172 @@ static void respond_state(struct api *a, struct http_response *r)
     if (rc == 0) {
         http_respond(r, 200, "application/json", buf_str(&body), body.len);
     } else {
-        openai_error_set(&e, error_http_status(rc), NULL, NULL, "cannot give the state: %s",
-                         error_text(rc));
-        openai_error_respond(r, &e);
+        api_error_set(&e, error_http_status(rc), NULL, NULL, "cannot give the state: %s",
+                      error_text(rc));
+        api_error_respond(r, &e);
     }
     buf_done(&body);
 }
 
-enum route {
-    ROUTE_NONE,
-    ROUTE_HEALTH,
-    ROUTE_STATE,
-    ROUTE_MODELS,
-    ROUTE_MODEL,
-    ROUTE_CHAT,
-    ROUTE_ORDER,
+/* What is served. A path with "*" at its end stands for all that begin so. */
+struct route {
+    const char *path;
+    const char *method; /* GET stands for HEAD, too */
+    void (*handle)(struct api *a, const struct http_request *q, struct http_response *r);
+    const struct chat_dialect *dialect; /* instead of handle: a call for text */
+    unsigned scopes; /* of the API's key, where there are keys: one of these; 0: admin */
 };
 
-static const char models_prefix[] = "/v1/models/";
+enum {
+    LOOK = API_SCOPE_INFERENCE | API_SCOPE_READ, /* what clients for text ask, too */
+    ANYTHING = LOOK | API_SCOPE_ADMIN,
+    EVERYBODY = 1 << 8, /* also without a key */
+};
 
-static enum route find_route(const char *path)
+static void handle_health(struct api *a, const struct http_request *q, struct http_response *r)
 {
-    static const struct {
-        const char *path;
-        enum route route;
-    } table[] = {
-        {"/health", ROUTE_HEALTH},
-        {"/v1/cluster/state", ROUTE_STATE},
-        {"/v1/models", ROUTE_MODELS},
-        {"/v1/chat/completions", ROUTE_CHAT},
-    };
-    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++)
-        if (strcmp(path, table[i].path) == 0)
-            return table[i].route;
-    if (strncmp(path, models_prefix, sizeof(models_prefix) - 1) == 0 &&
-        path[sizeof(models_prefix) - 1] != '\0')
-        return ROUTE_MODEL;
-    return cluster_orders_verb(path) != NULL ? ROUTE_ORDER : ROUTE_NONE;
+    (void)q;
+    respond_health(a, r);
 }
 
-static void refuse_method(const struct http_request *q, const char *allowed,
-                          struct http_response *r)
+static void handle_state(struct api *a, const struct http_request *q, struct http_response *r)
 {
-    struct openai_error e;
-    openai_error_set(&e, 405, "method_not_allowed", NULL,
-                     "Invalid method for URL (%s %.256s): use %s.", q->method, q->path, allowed);
+    (void)q;
+    respond_state(a, r);
+}
+
+static void handle_openapi(struct api *a, const struct http_request *q, struct http_response *r)
+{
+    (void)a, (void)q;
+    http_respond(r, 200, "application/json", openapi_json, strlen(openapi_json));
+}
+
+static const struct route routes[] = {
+    {"/health", "GET", handle_health, NULL, EVERYBODY},
+    {"/openapi.json", "GET", handle_openapi, NULL, LOOK},
+    {"/v1/cluster/state", "GET", handle_state, NULL, API_SCOPE_READ},
+    {"/v1/models", "GET", openai_models_list, NULL, LOOK},
+    {"/v1/models/*", "GET", openai_models_get, NULL, LOOK},
+    {"/v1/messages", "POST", NULL, &anthropic_messages_dialect, API_SCOPE_INFERENCE},
+    {"/v1/messages/count_tokens", "POST", NULL, &anthropic_count_dialect, API_SCOPE_INFERENCE},
+    {"/v1/chat/completions", "POST", NULL, &openai_chat_dialect, API_SCOPE_INFERENCE},
+    {"/v1/completions", "POST", NULL, &openai_completions_dialect, API_SCOPE_INFERENCE},
+    {"/v1/responses", "POST", NULL, &openai_responses_dialect, API_SCOPE_INFERENCE},
+    {"/", "GET", ollama_root, NULL, LOOK},
+    {"/api/chat", "POST", NULL, &ollama_chat_dialect, API_SCOPE_INFERENCE},
+    {"/api/generate", "POST", NULL, &ollama_generate_dialect, API_SCOPE_INFERENCE},
+    {"/api/tags", "GET", ollama_tags, NULL, LOOK},
+    {"/api/ps", "GET", ollama_ps, NULL, LOOK},
+    {"/api/version", "GET", ollama_version, NULL, LOOK},
+    {"/api/show", "POST", ollama_show, NULL, LOOK},
+    {"/api/pull", "POST", ollama_pull, NULL, API_SCOPE_ADMIN},
+    {"/api/copy", "POST", ollama_copy, NULL, API_SCOPE_ADMIN},
+    {"/api/delete", "DELETE", ollama_delete, NULL, API_SCOPE_ADMIN},
+    {"/api/embed", "POST", ollama_refuse, NULL, LOOK},
+    {"/api/embeddings", "POST", ollama_refuse, NULL, LOOK},
+    {"/api/create", "POST", ollama_refuse, NULL, API_SCOPE_ADMIN},
+    {"/api/push", "POST", ollama_refuse, NULL, API_SCOPE_ADMIN},
+    {"/api/blobs/*", "POST", ollama_refuse, NULL, API_SCOPE_ADMIN},
+    {"/api/blobs/*", "GET", ollama_refuse, NULL, LOOK},
+    {CLUSTER_ORDERS_PREFIX "plan", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "load", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "unload", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "drain", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "undrain", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "invite", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "join", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "requests", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "approve", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "deny", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "revoke", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "pulls", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "pull", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "remove", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "show", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+    {CLUSTER_ORDERS_PREFIX "models", "POST", cluster_orders_handle, NULL, API_SCOPE_ADMIN},
+};
+
+enum { N_ROUTES = sizeof(routes) / sizeof(routes[0]) };
+
+static bool has_path(const struct route *route, const char *path)
+{
+    size_t len = strlen(route->path);
+    if (route->path[len - 1] != '*')
+        return strcmp(route->path, path) == 0;
+    return strncmp(route->path, path, len - 1) == 0 && path[len - 1] != '\0';
+}
+
+static bool has_method(const struct route *route, const char *method)
+{
+    return strcmp(route->method, method) == 0 ||
+           (strcmp(route->method, "GET") == 0 && strcmp(method, "HEAD") == 0);
+}
+
+/* NULL with the error: no such path, or not with this method. */
+static const struct route *find_route(const struct http_request *q, struct http_response *r,
+                                      struct api_error *e)
+{
+    char allowed[64] = "";
+    for (size_t i = 0; i < N_ROUTES; i++) {
+        if (!has_path(&routes[i], q->path))
+            continue;
+        if (has_method(&routes[i], q->method))
+            return &routes[i];
+        if (strstr(allowed, routes[i].method) == NULL) {
+            strcat(allowed, routes[i].method);
+            strcat(allowed, strcmp(routes[i].method, "GET") == 0 ? ", HEAD, " : ", ");
+        }
+    }
+    if (allowed[0] == '\0') {
+        api_error_set(e, 404, "unknown_url", NULL, "Unknown request URL: %s %.256s", q->method,
+                      q->path);
+        return NULL;
+    }
+    strcat(allowed, "OPTIONS");
+    api_error_set(e, 405, "method_not_allowed", NULL, "Invalid method for URL (%s %.256s): use %s.",
+                  q->method, q->path, allowed);
     http_response_header(r, "allow", allowed);
-    openai_error_respond(r, &e);
+    return NULL;
 }
 
 static void handle(void *arg, const struct http_request *q, struct http_response *r)
 {
     struct api *a = arg;
-    struct openai_error e;
-    enum route route = find_route(q->path);
-    bool wants_post = route == ROUTE_CHAT || route == ROUTE_ORDER;
-    bool is_get = strcmp(q->method, "GET") == 0 || strcmp(q->method, "HEAD") == 0;
-    bool is_post = strcmp(q->method, "POST") == 0;
+    struct api_error e, refusal;
     if (strcmp(q->method, "OPTIONS") == 0) {
         cors_respond_options(a, q, r);
-    } else if (route == ROUTE_NONE) {
-        openai_error_set(&e, 404, "unknown_url", NULL, "Unknown request URL: %s %.256s", q->method,
-                         q->path);
-        openai_error_respond(r, &e);
-    } else if (wants_post && !is_post) {
-        refuse_method(q, "POST, OPTIONS", r);
-    } else if (!wants_post && !is_get) {
-        refuse_method(q, "GET, HEAD, OPTIONS", r);
-    } else if (is_post && !cors_may_act(a, q)) {
-        openai_error_set(&e, 403, "origin_not_allowed", NULL,
-                         "Web pages of origin '%.128s' may not use this server; its owner can "
-                         "allow one origin in the configuration.",
-                         http_request_header(q, "origin"));
-        openai_error_respond(r, &e);
-    } else if (route == ROUTE_CHAT) {
-        openai_chat_handle(a, q, r);
-    } else if (route == ROUTE_ORDER) {
-        cluster_orders_handle(a, cluster_orders_verb(q->path), q, r);
-    } else if (route == ROUTE_MODELS) {
-        openai_models_list(a, r);
-    } else if (route == ROUTE_MODEL) {
-        openai_models_get(a, q->path + sizeof(models_prefix) - 1, r);
-    } else if (route == ROUTE_HEALTH) {
-        respond_health(a, r);
-    } else {
-        respond_state(a, r);
+        return;
     }
+    const struct route *route = find_route(q, r, &e);
+    unsigned scopes = route != NULL ? route->scopes : ANYTHING;
+    bool is_inference = route != NULL && route->dialect != NULL;
+    /* Who has no key does not even learn what there is. */
+    if (scopes != EVERYBODY && access_check(a, q, r, scopes, is_inference, &refusal) != 0) {
+        e = refusal;
+        route = NULL;
+    }
+    if (route != NULL && strcmp(route->method, "GET") != 0 && !cors_may_act(a, q)) {
+        api_error_set(&e, 403, "origin_not_allowed", NULL,
+                      "Web pages of origin '%.128s' may not use this server; its owner can allow "
+                      "one origin in the configuration.",
+                      http_request_header(q, "origin"));
+        route = NULL;
+    }
+    if (route == NULL)
+        api_error_respond(r, &e);
+    else if (route->dialect != NULL)
+        chat_call_handle(a, route->dialect, r);
+    else
+        route->handle(a, q, r);
 }
 
-static void append_error_body(void *arg, int status, const char *message, struct buf *out)
+static void append_error_body(void *arg, const struct http_request *q, const char *id, int status,
+                              const char *message, struct buf *out)
 {
-    struct openai_error e;
+    struct api_error e;
     (void)arg;
-    openai_error_set(&e, status, NULL, NULL, "%s", message);
-    openai_error_append(out, &e);
+    api_error_set(&e, status, NULL, NULL, "%s", message);
+    api_error_append_to(out, &e, q, id);
 }
 
 static void append_headers(void *arg, const struct http_request *q, struct buf *out)
@@ -141,10 +218,10 @@ static void append_headers(void *arg, const struct http_request *q, struct buf *
 static void on_tick(uv_timer_t *timer)
 {
     struct api *a = timer->data;
-    if (a->calls == NULL)
+    if (a->calls == NULL && a->ollama_jobs == NULL)
         uv_timer_stop(timer);
-    else
-        openai_chat_tick(a);
+    chat_call_tick(a);
+    ollama_jobs_tick(a);
 }
 
 void api_start_tick(struct api *a)
@@ -156,10 +233,11 @@ void api_start_tick(struct api *a)
 static void api_free(struct api *a)
 {
     for (size_t i = 0; i < LIMIT_INSTANCES; i++) {
-        control_set_unref(a->controls[i].set);
-        free(a->controls[i].model_id);
+        model_text_unref(a->texts[i].text);
+        free(a->texts[i].model_id);
     }
     free(a->cors_origin);
+    api_keys_free(a->keys);
     free(a);
 }
 
@@ -175,13 +253,18 @@ int api_open(uv_loop_t *loop, const struct api_options *o, const struct api_back
         api_free(a);
         return error_set(err, E_NOMEM, "out of memory for the API");
     }
+    int rc = o->keys_file != NULL ? api_keys_load(o->keys_file, &a->keys, err) : 0;
+    if (rc != 0) {
+        api_free(a);
+        return rc;
+    }
     struct http_server_options server = {
         .host = o->host,
         .port = o->port,
         .hooks = {.handle = handle, .error_body = append_error_body, .headers = append_headers},
         .arg = a,
     };
-    int rc = http_server_open(loop, &server, &a->server, err);
+    rc = http_server_open(loop, &server, &a->server, err);
     if (rc != 0) {
         api_free(a);
         return rc;
@@ -228,8 +311,9 @@ void api_close(struct api *a, void (*closed)(void *arg), void *arg)
     a->is_closing = true;
     a->closed = closed;
     a->closed_arg = arg;
-    openai_chat_stop_all(a);
+    chat_call_stop_all(a);
     cluster_orders_stop_all(a);
+    ollama_jobs_stop_all(a);
     http_server_close(a->server, on_server_closed, a);
     uv_close((uv_handle_t *)&a->tick, on_tick_closed);
 }

@@ -18,6 +18,7 @@ struct api_options {
     const char *host;        /* numeric address to listen on */
     uint16_t port;           /* 0: any free one */
     const char *cors_origin; /* NULL: loopback origins only */
+    const char *keys_file;   /* api/keys.h; NULL: nobody needs a key */
 };
 
 /* Listens. Borrows loop and backend (both outlive the api). Errors: libuv's for bind, with the

@@ -1,121 +1,16 @@
-#include "api/chat_output.h"
-
+/* The way out of a call: when to write what. Text waits in its choice while the client is behind,
+ * and then goes out in one piece. */
+#include "api/chat_call.h"
 #include "base/clock.h"
-#include "base/json.h"
-
-#include <stdlib.h>
-#include <string.h>
 
 enum { KEEPALIVE_MS = 10000 }; /* proxies and clients give up after 30 to 60 s of silence */
 
-int chat_output_prepare(struct chat_call *c, struct openai_error *ret_error)
-{
-    struct chat_request *r = &c->request;
-    struct error err = {0};
-    buf_append_str(&c->prefix, "data: {\"id\":\"");
-    buf_append_str(&c->prefix, c->id);
-    buf_printf(&c->prefix, "\",\"object\":\"chat.completion.chunk\",\"created\":%llu,\"model\":",
-               (unsigned long long)c->created_s);
-    json_append_string(&c->prefix, c->model->id, strlen(c->model->id));
-    buf_append_str(&c->prefix, ",\"choices\":[");
-    c->choices = calloc(r->n_choices, sizeof(*c->choices));
-    if (c->choices == NULL || c->prefix.error != 0)
-        return openai_error_set(ret_error, 503, NULL, NULL, "out of memory");
-    for (uint32_t i = 0; i < r->n_choices; i++) {
-        struct chat_choice *choice = &c->choices[i];
-        choice->call = c;
-        choice->index = i;
-        detokenizer_init(&choice->detokenizer, c->model->tokenizer, false, false);
-        buf_init(&choice->text, r->stream ? LIMIT_HTTP_WRITE_QUEUE_BYTES : LIMIT_PROMPT_BYTES);
-        if (stop_matcher_new(r->stop, r->stop_len, r->n_stop, &choice->stop, &err) != 0) {
-            openai_error_from(ret_error, &err);
-            return -1;
-        }
-    }
-    return 0;
-}
-
-int chat_choice_push(struct chat_choice *choice, const int32_t *ids, uint32_t n)
-{
-    struct buf piece;
-    bool is_stopped = false;
-    int rc = 0;
-    buf_init(&piece, LIMIT_HTTP_WRITE_QUEUE_BYTES);
-    for (uint32_t i = 0; rc == 0 && !is_stopped && i < n; i++) {
-        choice->n_generated++;
-        buf_reset(&piece);
-        rc = detokenizer_push(&choice->detokenizer, ids[i], &piece);
-        if (rc == 0 && piece.len > 0)
-            rc = stop_matcher_push(choice->stop, buf_str(&piece), piece.len, &choice->text,
-                                   &is_stopped, NULL);
-    }
-    buf_done(&piece);
-    if (is_stopped)
-        choice->finish = "stop";
-    return rc;
-}
-
-void chat_choice_finish(struct chat_choice *choice, const struct api_done *done)
-{
-    if (choice->finish != NULL) /* a stop string ended it; tokens after that one do not count */
-        return;
-    struct buf rest;
-    bool is_stopped = false;
-    buf_init(&rest, 64);
-    detokenizer_finish(&choice->detokenizer, &rest);
-    stop_matcher_push(choice->stop, buf_str(&rest), rest.len, &choice->text, &is_stopped, NULL);
-    if (!is_stopped)
-        stop_matcher_finish(choice->stop, &choice->text);
-    buf_done(&rest);
-    choice->n_generated = done->n_generated;
-    choice->finish = done->reason == API_FINISH_LENGTH && !is_stopped ? "length" : "stop";
-}
-
-static void append_usage(struct buf *b, const struct chat_call *c)
-{
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < c->request.n_choices; i++)
-        n += c->choices[i].n_generated;
-    buf_printf(b,
-               "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,"
-               "\"prompt_tokens_details\":{\"cached_tokens\":%u},"
-               "\"completion_tokens_details\":{\"reasoning_tokens\":0}}",
-               c->n_prompt, n, c->n_prompt + n, c->n_cached);
-}
-
-/* Flushes the piece that was written and remembers whether the client is behind. */
+/* Sends the piece that was written and remembers whether the client is behind. */
 static void flush(struct chat_call *c)
 {
     c->last_write_ns = clock_now_ns();
     if (http_stream_flush(c->response) == E_AGAIN)
         c->is_held_back = true;
-}
-
-static void append_chunk_end(struct buf *b, const struct chat_call *c)
-{
-    buf_append_str(b, c->request.include_usage ? "}],\"usage\":null}\n\n" : "}]}\n\n");
-}
-
-static void append_delta(struct buf *b, const struct chat_choice *choice, const char *finish)
-{
-    const struct chat_call *c = choice->call;
-    char index[24];
-    int n = 0;
-    for (uint32_t v = choice->index, p = v >= 10 ? 10 : 1; p > 0; p /= 10)
-        index[n++] = (char)('0' + v / p % 10); /* n is at most 16: two digits */
-    buf_append(b, c->prefix.data, c->prefix.len);
-    buf_append_str(b, "{\"index\":");
-    buf_append(b, index, (size_t)n);
-    if (finish == NULL) {
-        buf_append_str(b, ",\"delta\":{\"content\":");
-        json_append_string(b, buf_str(&choice->text), choice->text.len);
-        buf_append_str(b, "},\"logprobs\":null,\"finish_reason\":null");
-    } else {
-        buf_append_str(b, ",\"delta\":{},\"logprobs\":null,\"finish_reason\":\"");
-        buf_append_str(b, finish);
-        buf_append_char(b, '"');
-    }
-    append_chunk_end(b, c);
 }
 
 static void begin_stream(struct chat_call *c)
@@ -125,33 +20,27 @@ static void begin_stream(struct chat_call *c)
     c->is_streaming = true;
     http_response_header(c->response, "cache-control", "no-cache");
     http_response_header(c->response, "x-accel-buffering", "no");
-    http_stream_begin(c->response, 200, "text/event-stream; charset=utf-8");
-    struct buf *b = http_stream_buf(c->response);
-    for (uint32_t i = 0; i < c->request.n_choices; i++) {
-        buf_append(b, c->prefix.data, c->prefix.len);
-        buf_printf(b,
-                   "{\"index\":%u,\"delta\":{\"role\":\"assistant\",\"content\":\"\","
-                   "\"refusal\":null},\"logprobs\":null,\"finish_reason\":null",
-                   i);
-        append_chunk_end(b, c);
-    }
+    http_stream_begin(c->response, 200, c->dialect->stream_type);
+    if (c->dialect->open == NULL)
+        return;
+    c->dialect->open(c, http_stream_buf(c->response));
     flush(c);
 }
 
-static void end_stream(struct chat_call *c)
+static void write_pieces(struct chat_choice *choice, struct buf *out)
 {
-    struct buf *b = http_stream_buf(c->response);
-    if (c->request.include_usage) {
-        buf_append(b, c->prefix.data, c->prefix.len);
-        buf_append_str(b, "],");
-        append_usage(b, c);
-        buf_append_str(b, "}\n\n");
+    size_t begin = 0;
+    for (size_t i = 0; i < choice->n_pieces; begin = choice->pieces[i++].end) {
+        const struct chat_piece *p = &choice->pieces[i];
+        const struct output_piece piece = {.kind = p->kind,
+                                           .index = p->tool,
+                                           .complete = p->complete,
+                                           .text = buf_str(&choice->text) + begin,
+                                           .len = p->end - begin};
+        choice->call->dialect->piece(choice, &piece, out);
     }
-    buf_append_str(b, "data: [DONE]\n\n");
-    flush(c);
-    struct http_response *r = c->response;
-    c->response = NULL;
-    http_stream_end(r, false);
+    choice->n_pieces = 0;
+    buf_reset(&choice->text);
 }
 
 static void pump_stream(struct chat_call *c)
@@ -161,51 +50,42 @@ static void pump_stream(struct chat_call *c)
         return;
     struct buf *b = http_stream_buf(c->response);
     bool is_all = c->n_running == 0;
-    for (uint32_t i = 0; i < c->request.n_choices; i++) {
+    for (uint32_t i = 0; i < c->n_choices; i++) {
         struct chat_choice *choice = &c->choices[i];
-        if (choice->text.len > 0)
-            append_delta(b, choice, NULL);
-        buf_reset(&choice->text);
-        if (choice->finish != NULL && !choice->is_finish_sent) {
-            append_delta(b, choice, choice->finish);
+        write_pieces(choice, b);
+        if (choice->finish != CHAT_FINISH_NONE && !choice->is_finish_sent) {
+            c->dialect->finish(choice, b);
             choice->is_finish_sent = true;
         }
         is_all = is_all && choice->is_finish_sent;
     }
-    if (b->len > 0)
-        flush(c);
-    if (is_all)
-        end_stream(c);
+    if (!is_all) {
+        if (b->len > 0)
+            flush(c);
+        return;
+    }
+    c->dialect->close(c, b);
+    flush(c);
+    chat_call_note(c);
+    struct http_response *r = c->response;
+    c->response = NULL;
+    http_stream_end(r, false);
 }
 
 static void respond_whole(struct chat_call *c)
 {
     struct buf b;
-    struct openai_error e;
+    struct api_error e;
     buf_init(&b, SIZE_MAX / 4);
-    buf_printf(&b,
-               "{\"id\":\"%s\",\"object\":\"chat.completion\",\"created\":%llu,\"model\":", c->id,
-               (unsigned long long)c->created_s);
-    json_append_string(&b, c->model->id, strlen(c->model->id));
-    buf_append_str(&b, ",\"choices\":[");
-    for (uint32_t i = 0; i < c->request.n_choices; i++) {
-        struct chat_choice *choice = &c->choices[i];
-        buf_printf(&b, "%s{\"index\":%u,\"message\":{\"role\":\"assistant\",\"content\":",
-                   i > 0 ? "," : "", i);
-        json_append_string(&b, buf_str(&choice->text), choice->text.len);
-        buf_printf(&b, ",\"refusal\":null},\"logprobs\":null,\"finish_reason\":\"%s\"}",
-                   choice->finish);
-    }
-    buf_append_str(&b, "],");
-    append_usage(&b, c);
-    buf_append_char(&b, '}');
+    c->dialect->whole(c, &b);
+    chat_call_note(c);
     struct http_response *r = c->response;
-    c->response = NULL;
     if (b.error == 0) {
+        c->response = NULL;
         http_respond(r, 200, "application/json", buf_str(&b), b.len);
     } else {
-        openai_error_set(&e, 503, NULL, NULL, "out of memory");
-        openai_error_respond(r, &e);
+        api_error_set(&e, 503, NULL, NULL, "out of memory");
+        chat_output_fail(c, &e);
     }
     buf_done(&b);
 }
@@ -220,41 +100,45 @@ void chat_output_pump(struct chat_call *c)
         respond_whole(c);
 }
 
-void chat_output_progress(struct chat_call *c, uint32_t n_done, uint32_t n_prompt)
+static void write_keepalive(struct chat_call *c, uint32_t n_done, uint32_t n_prompt)
 {
-    if (!c->request.stream)
-        return;
     begin_stream(c);
     if (c->is_held_back)
         return;
-    buf_printf(http_stream_buf(c->response), ": prefill %u/%u\n\n", n_done, n_prompt);
-    flush(c);
+    struct buf *b = http_stream_buf(c->response);
+    c->dialect->keepalive(c, n_done, n_prompt, b);
+    if (b->len > 0)
+        flush(c);
+}
+
+void chat_output_progress(struct chat_call *c, uint32_t n_done, uint32_t n_prompt)
+{
+    if (c->request.stream)
+        write_keepalive(c, n_done, n_prompt);
 }
 
 void chat_output_keepalive(struct chat_call *c)
 {
     uint64_t silent_ms = (clock_now_ns() - c->last_write_ns) / 1000000u;
-    if (!c->request.stream || silent_ms < KEEPALIVE_MS)
-        return;
-    begin_stream(c);
-    if (c->is_held_back)
-        return;
-    buf_append_str(http_stream_buf(c->response), ": keepalive\n\n");
-    flush(c);
+    if (c->request.stream && silent_ms >= KEEPALIVE_MS)
+        write_keepalive(c, 0, 0);
 }
 
-void chat_output_fail(struct chat_call *c, const struct openai_error *e)
+void chat_output_fail(struct chat_call *c, const struct api_error *e)
 {
     struct http_response *r = c->response;
-    c->response = NULL;
-    if (!c->is_streaming) {
-        openai_error_respond(r, e);
+    chat_call_note(c);
+    if (c->is_streaming) {
+        c->dialect->error(c, e, http_stream_buf(r));
+        c->response = NULL;
+        http_stream_flush(r);
+        http_stream_end(r, true);
         return;
     }
-    struct buf *b = http_stream_buf(r);
-    buf_append_str(b, "data: ");
-    openai_error_append(b, e);
-    buf_append_str(b, "\n\n");
-    http_stream_flush(r);
-    http_stream_end(r, true);
+    struct buf body;
+    buf_init(&body, 8192);
+    c->dialect->error(c, e, &body);
+    c->response = NULL;
+    api_error_send(r, e, &body);
+    buf_done(&body);
 }

@@ -1,8 +1,8 @@
 /*
  * POST /v1/cluster/<verb>: what people want of the cluster goes to the backend, its answer to the
- * client. Orders change what runs on people's machines, so that they are taken only from this
- * machine: the peer has a loopback address, and the name it asked for means this machine, which
- * keeps out web pages whose name was bent to point here.
+ * client. Orders change what runs on people's machines: they need an API key for it or, where there
+ * are no keys, come from this machine. Then the peer has a loopback address, and the name it asked
+ * for means this machine, which keeps out web pages whose name was bent to point here.
  *
  * An order lives until the backend has answered, also when the client has left or the API closed.
  */
@@ -21,20 +21,6 @@ struct cluster_order_call {
     struct http_response *response; /* NULL: gone */
     char verb[16];
 };
-
-static const char prefix[] = "/v1/cluster/";
-static const char *const verbs[] = {"plan", "load",     "unload",  "drain", "undrain", "invite",
-                                    "join", "requests", "approve", "deny",  "revoke"};
-
-const char *cluster_orders_verb(const char *path)
-{
-    if (strncmp(path, prefix, sizeof(prefix) - 1) != 0)
-        return NULL;
-    for (size_t i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)
-        if (strcmp(path + sizeof(prefix) - 1, verbs[i]) == 0)
-            return verbs[i];
-    return NULL;
-}
 
 static void unlink_order(struct cluster_order_call *o)
 {
@@ -71,51 +57,50 @@ static void on_answer(void *arg, int status, const char *json, size_t len)
     free(o);
 }
 
-static int check_origin(const struct http_request *q, const struct http_response *r,
-                        struct openai_error *e)
+int cluster_orders_check_client(const struct http_request *q, const struct http_response *r,
+                                struct api_error *e)
 {
-    bool is_from_here =
-        http_response_is_peer_loopback(r) && (q->host[0] == '\0' || cors_is_loopback_name(q->host));
-    if (is_from_here)
+    if (access_may_order(q, r))
         return 0;
-    return openai_error_set(e, 403, "not_from_this_machine", NULL,
-                            "Orders to the cluster are taken only from the node's own machine, at "
-                            "127.0.0.1, [::1] or localhost.");
+    return api_error_set(e, 403, "not_from_this_machine", NULL,
+                         "Without API keys, orders to the cluster, and what changes its models, "
+                         "are taken only from the node's own machine, at 127.0.0.1, [::1] or "
+                         "localhost.");
 }
 
-static int check_body(const struct http_request *q, struct openai_error *e)
+static int check_body(const struct http_request *q, struct api_error *e)
 {
     struct error err = {0};
     json_t *value = NULL;
     if (q->body_len > BODY_BYTES_MAX)
-        return openai_error_set(e, 413, NULL, NULL,
-                                "The order has %zu bytes; at most %d are possible.", q->body_len,
-                                (int)BODY_BYTES_MAX);
+        return api_error_set(e, 413, NULL, NULL,
+                             "The order has %zu bytes; at most %d are possible.", q->body_len,
+                             (int)BODY_BYTES_MAX);
     if (q->body_len == 0)
         return 0;
     if (json_parse(q->body, q->body_len, &value, &err) != 0) {
-        openai_error_from(e, &err);
+        api_error_from(e, &err);
         return -1;
     }
     bool is_object = json_is_object(value);
     json_decref(value);
-    return is_object ? 0 : openai_error_set(e, 400, NULL, NULL, "The order must be a JSON object.");
+    return is_object ? 0 : api_error_set(e, 400, NULL, NULL, "The order must be a JSON object.");
 }
 
 static int start(struct api *a, const char *verb, const struct http_request *q,
-                 struct http_response *r, struct openai_error *e)
+                 struct http_response *r, struct api_error *e)
 {
     static const struct http_response_events events = {.gone = on_gone};
     const struct api_backend *b = a->backend;
     struct error err = {0};
     if (b->cluster_call == NULL || a->is_closing)
-        return openai_error_set(e, 503, NULL, NULL, "this node takes no orders now");
+        return api_error_set(e, 503, NULL, NULL, "this node takes no orders now");
     if (a->n_orders >= ORDERS_MAX)
-        return openai_error_set(e, 429, NULL, NULL, "%u orders are being carried out already.",
-                                a->n_orders);
+        return api_error_set(e, 429, NULL, NULL, "%u orders are being carried out already.",
+                             a->n_orders);
     struct cluster_order_call *o = calloc(1, sizeof(*o));
     if (o == NULL)
-        return openai_error_set(e, 503, NULL, NULL, "out of memory");
+        return api_error_set(e, 503, NULL, NULL, "out of memory");
     memcpy(o->verb, verb, strlen(verb) + 1);
     o->response = r;
     bool is_empty = q->body_len == 0;
@@ -124,7 +109,7 @@ static int start(struct api *a, const char *verb, const struct http_request *q,
     if (rc != 0) {
         free(o);
         err.code = rc;
-        openai_error_from(e, &err);
+        api_error_from(e, &err);
         return -1;
     }
     o->api = a;
@@ -137,27 +122,27 @@ static int start(struct api *a, const char *verb, const struct http_request *q,
     return 0;
 }
 
-void cluster_orders_handle(struct api *a, const char *verb, const struct http_request *q,
-                           struct http_response *r)
+void cluster_orders_handle(struct api *a, const struct http_request *q, struct http_response *r)
 {
-    struct openai_error e = {0};
-    int rc = check_origin(q, r, &e);
+    const char *verb = q->path + strlen(CLUSTER_ORDERS_PREFIX);
+    struct api_error e = {0};
+    int rc = cluster_orders_check_client(q, r, &e);
     if (rc == 0)
         rc = check_body(q, &e);
     if (rc == 0)
         rc = start(a, verb, q, r, &e);
     if (rc != 0)
-        openai_error_respond(r, &e);
+        api_error_respond(r, &e);
 }
 
 void cluster_orders_stop_all(struct api *a)
 {
-    struct openai_error e;
-    openai_error_set(&e, 503, NULL, NULL, "the server is shutting down");
+    struct api_error e;
+    api_error_set(&e, 503, NULL, NULL, "the server is shutting down");
     while (a->orders != NULL) {
         struct cluster_order_call *o = a->orders;
         if (o->response != NULL)
-            openai_error_respond(o->response, &e);
+            api_error_respond(o->response, &e);
         o->response = NULL;
         unlink_order(o);
     }

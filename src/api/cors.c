@@ -75,12 +75,12 @@ void cors_respond_options(const struct api *a, const struct http_request *q,
 {
     const char *origin = http_request_header(q, "origin");
     const char *wanted = http_request_header(q, "access-control-request-headers");
-    http_response_header(r, "allow", "GET, HEAD, POST, OPTIONS");
+    http_response_header(r, "allow", "GET, HEAD, POST, DELETE, OPTIONS");
     if (origin != NULL && is_allowed(a, q, origin)) {
         bool is_sane = wanted != NULL && strlen(wanted) < 2048 &&
                        strspn(wanted, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
                                       "0123456789-_, ") == strlen(wanted);
-        http_response_header(r, "access-control-allow-methods", "GET, HEAD, POST, OPTIONS");
+        http_response_header(r, "access-control-allow-methods", "GET, HEAD, POST, DELETE, OPTIONS");
         http_response_header(r, "access-control-allow-headers",
                              is_sane ? wanted : "authorization, content-type, x-api-key");
         http_response_header(r, "access-control-max-age", "600");

@@ -15,7 +15,7 @@ enum conn_phase {
     CONN_CLOSING, /* uv_close was called */
 };
 
-enum { HTTP_REQUEST_ID_BYTES = 65 };
+enum { HTTP_REQUEST_ID_BYTES = 65, HTTP_NOTE_BYTES = 384 };
 
 struct http_response {
     bool is_open;       /* between `handle` and the end */
@@ -25,7 +25,9 @@ struct http_response {
     bool is_head;       /* no body goes out */
     bool is_above_mark; /* `drained` is owed */
     int status;
-    uint64_t begin_ns;
+    uint64_t begin_ns, n_bytes; /* of the body, as far as it was given */
+    void *user;
+    char note[HTTP_NOTE_BYTES];
     char id[HTTP_REQUEST_ID_BYTES];
     struct buf extra; /* header lines of the handler */
     struct http_response_events events;
@@ -87,6 +89,8 @@ size_t conn_queue_bytes(const struct http_conn *c);
 bool conn_write_progress(struct http_conn *c);
 
 /* http_response.c */
+/* One line for a request that has ended or whose client is gone. */
+void response_log(const struct http_conn *c);
 void response_open(struct http_conn *c, const struct http_request *request);
 /* Answers by the server itself, with the hook's body. The connection ends. */
 void response_refuse(struct http_conn *c, int status, const char *message);

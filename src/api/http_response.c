@@ -6,6 +6,7 @@
 
 #include <arpa/inet.h>
 #include <assert.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -84,6 +85,24 @@ void http_response_take_body(struct http_response *r, struct buf *ret_body)
     http_parser_take_body(&conn_of(r)->parser, ret_body);
 }
 
+void http_response_set_user(struct http_response *r, void *user)
+{
+    r->user = user;
+}
+
+void *http_response_user(const struct http_response *r)
+{
+    return r->user;
+}
+
+void http_response_note(struct http_response *r, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(r->note, sizeof(r->note), fmt, args);
+    va_end(args);
+}
+
 void http_response_header(struct http_response *r, const char *name, const char *value)
 {
     assert(strpbrk(value, "\r\n") == NULL);
@@ -116,6 +135,7 @@ static const char *status_text(int status)
         {503, "Service Unavailable"},
         {504, "Gateway Timeout"},
         {505, "HTTP Version Not Supported"},
+        {529, "Overloaded"}, /* Anthropic's */
     };
     for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++)
         if (table[i].status == status)
@@ -135,6 +155,15 @@ static void append_date(struct buf *b)
                t.tm_mday, months + 3 * t.tm_mon, t.tm_year + 1900, t.tm_hour, t.tm_min, t.tm_sec);
 }
 
+/* NULL when its head is not complete. */
+static const struct http_request *known_request(const struct http_conn *c)
+{
+    if (!http_parser_is_busy(&c->parser))
+        return NULL;
+    const struct http_request *request = http_parser_request(&c->parser);
+    return request->headers != NULL ? request : NULL; /* the last of the head to be known */
+}
+
 /* content_length below 0: a stream. */
 static struct buf *build_head(struct http_response *r, int status, const char *content_type,
                               long long content_length)
@@ -142,8 +171,7 @@ static struct buf *build_head(struct http_response *r, int status, const char *c
     struct http_conn *c = conn_of(r);
     struct http_server *s = c->server;
     struct buf *b = &s->head;
-    const struct http_request *request =
-        http_parser_is_busy(&c->parser) && c->parser.in_body ? http_response_request(r) : NULL;
+    const struct http_request *request = known_request(c);
     buf_reset(b);
     buf_printf(b, "HTTP/1.1 %d %s\r\nserver: shoal\r\n", status, status_text(status));
     append_date(b);
@@ -165,15 +193,30 @@ static struct buf *build_head(struct http_response *r, int status, const char *c
     return b;
 }
 
+void response_log(const struct http_conn *c)
+{
+    const struct http_response *r = &c->response;
+    const struct http_request *request = known_request(c);
+    char path[128] = "-", status[16] = "gone";
+    if (!log_enabled(LOG_LEVEL_INFO, "api"))
+        return;
+    if (request != NULL) /* in one word, so that nobody writes fields of a line */
+        snprintf(path, sizeof(path), "%s", request->path);
+    for (char *p = path; *p != '\0'; p++)
+        if (*p <= ' ' || *p >= 0x7f || *p == '"')
+            *p = '_';
+    if (r->status != 0)
+        snprintf(status, sizeof(status), "%d", r->status);
+    log_info("api", "request=%s %s %s -> %s in %.1f ms, %llu bytes%s%s", r->id,
+             request != NULL ? request->method : "-", path, status,
+             (double)(clock_now_ns() - r->begin_ns) / 1e6, (unsigned long long)r->n_bytes,
+             r->note[0] != '\0' ? " " : "", r->note);
+}
+
 static void end_response(struct http_response *r)
 {
     struct http_conn *c = conn_of(r);
-    if (log_enabled(LOG_LEVEL_DEBUG, "api") && http_parser_is_busy(&c->parser) &&
-        c->parser.in_body) {
-        const struct http_request *request = http_response_request(r);
-        log_debug("api", "request=%s %s %s -> %d in %.1f ms", r->id, request->method, request->path,
-                  r->status, (double)(clock_now_ns() - r->begin_ns) / 1e6);
-    }
+    response_log(c);
     r->is_open = false;
     r->is_streaming = false;
     buf_done(&r->extra);
@@ -191,6 +234,7 @@ void http_respond(struct http_response *r, int status, const char *content_type,
     r->status = status;
     if (content_type == NULL)
         len = 0;
+    r->n_bytes = len;
     struct buf *head = build_head(r, status, content_type, (long long)len);
     uv_buf_t parts[2] = {uv_buf_init(head->data, (unsigned)head->len),
                          uv_buf_init((char *)(uintptr_t)body, (unsigned)len)};
@@ -207,9 +251,14 @@ void response_refuse(struct http_conn *c, int status, const char *message)
     if (!c->response.is_open)
         response_open(c, NULL);
     c->response.keep_alive = false;
+    /* Even one that is refused for its head: the path tells in which form. */
+    const struct http_request *request =
+        http_parser_is_busy(&c->parser) ? http_parser_request(&c->parser) : NULL;
+    if (request != NULL && request->path == NULL)
+        request = NULL;
     struct buf body;
     buf_init(&body, 4096);
-    s->hooks.error_body(s->arg, status, message, &body);
+    s->hooks.error_body(s->arg, request, c->response.id, status, message, &body);
     if (status == 503)
         http_response_header(&c->response, "retry-after", "1");
     log_debug("api", "request=%s refused: %d %s", c->response.id, status, message);
@@ -254,6 +303,7 @@ int http_stream_flush(struct http_response *r)
     }
     if (b->len > 0 && !r->is_head) {
         char size[24];
+        r->n_bytes += b->len;
         int n = snprintf(size, sizeof(size), "%zx\r\n", b->len);
         uv_buf_t parts[3] = {uv_buf_init(size, (unsigned)n), uv_buf_init(b->data, (unsigned)b->len),
                              uv_buf_init("\r\n", 2)};

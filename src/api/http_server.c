@@ -40,6 +40,8 @@ static void on_handle_closed(uv_handle_t *handle)
         r->is_open = false;
         if (r->events.gone != NULL)
             r->events.gone(r->events_arg);
+        r->status = 0;
+        response_log(c);
     }
     buf_done(&r->extra);
     buf_done(&c->held);

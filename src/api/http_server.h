@@ -34,8 +34,10 @@ struct http_response; /* opaque; one request's answer */
 struct http_hooks {
     /* A request is complete. */
     void (*handle)(void *arg, const struct http_request *request, struct http_response *response);
-    /* Appends the JSON body of an answer that the server itself gives. */
-    void (*error_body)(void *arg, int status, const char *message, struct buf *out);
+    /* Appends the JSON body of an answer that the server itself gives. request is NULL when its
+     * target and fields could not be read; id is the one in x-request-id. */
+    void (*error_body)(void *arg, const struct http_request *request, const char *id, int status,
+                       const char *message, struct buf *out);
     /* Appends header lines (each with CRLF) that every answer carries. request is NULL when it
      * could not be read. May be NULL. */
     void (*headers)(void *arg, const struct http_request *request, struct buf *out);
@@ -75,6 +77,13 @@ const struct http_request *http_response_request(const struct http_response *r);
 /* Moves the request's body out to the caller, who owns it then: for handlers that read it outside
  * the loop, where it must not go away with the client. */
 void http_response_take_body(struct http_response *r, struct buf *ret_body);
+/* Something of the handler's that goes with the request; NULL at first. */
+void http_response_set_user(struct http_response *r, void *user);
+void *http_response_user(const struct http_response *r);
+/* What the request's line in the log says at its end, in place of what was noted before: fields
+ * such as "key=laptop". Also from within `gone`. */
+void http_response_note(struct http_response *r, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
 /* Adds a header line, before http_respond or http_stream_begin. value has no CR or LF. */
 void http_response_header(struct http_response *r, const char *name, const char *value);
 

@@ -1,370 +1,285 @@
 /*
- * POST /v1/chat/completions: one call from the body to the last byte.
+ * POST /v1/chat/completions: the writer; openai_request.c has the parser.
  *
- * body -> parse -> model -> prompt (thread pool) -> submit n generations -> tokens -> text ->
- * client.
- *
- * A call lives until nothing refers to it: no work in the thread pool, no running generation (each
- * ends with exactly one `done`), no open response. `call_release` is the one place that looks.
- * Status 200 goes out with the first event of a generation, so that what fails before it has a
- * status of its own; after it, errors are events in the stream.
+ * Source: OpenAI API reference ("chat.completion", "chat.completion.chunk"); WHATWG HTML, section
+ * 9.2 (server-sent events).
  */
-#include "api/chat_output.h"
-#include "base/clock.h"
-#include "base/log.h"
-#include "base/rng.h"
+#include "api/openai.h"
 
-#include <stdio.h>
-#include <stdlib.h>
+#include "base/json.h"
+
 #include <string.h>
 
-enum { PARSE_ON_LOOP_BYTES_MAX = 32768 }; /* about 0.3 ms; larger bodies go to the thread pool */
-
-static void call_release(struct chat_call *c)
+static const char *finish_text(const struct chat_choice *choice)
 {
-    struct api *a = c->api;
-    if (c->response != NULL || c->is_working || c->n_running > 0)
-        return;
-    for (uint32_t i = 0; c->choices != NULL && i < c->request.n_choices; i++) {
-        stop_matcher_free(c->choices[i].stop);
-        buf_done(&c->choices[i].text);
+    switch (choice->finish) {
+    case CHAT_FINISH_LENGTH:
+        return "length";
+    case CHAT_FINISH_TOOLS:
+        return "tool_calls";
+    default:
+        return "stop";
     }
-    free(c->choices);
-    if (c->model != NULL && a->backend->model_unref != NULL)
-        a->backend->model_unref(a->backend->self, c->model);
-    control_set_unref(c->controls);
-    chat_request_done(&c->request);
-    token_list_done(&c->tokens);
-    buf_done(&c->body);
-    buf_done(&c->prefix);
-    if (c->prev != NULL)
-        c->prev->next = c->next;
+}
+
+void openai_append_usage(struct buf *b, const struct chat_call *c)
+{
+    uint32_t n = chat_call_n_generated(c);
+    buf_printf(b,
+               "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,"
+               "\"prompt_tokens_details\":{\"cached_tokens\":%u},"
+               "\"completion_tokens_details\":{\"reasoning_tokens\":%u}}",
+               c->n_prompt, n, c->n_prompt + n, c->n_cached, chat_call_n_reasoning(c));
+}
+
+void openai_append_error(const struct chat_call *c, const struct api_error *e, struct buf *out)
+{
+    if (c->is_streaming)
+        buf_append_str(out, "data: ");
+    api_error_append(out, e);
+    if (c->is_streaming)
+        buf_append_str(out, "\n\n");
+}
+
+void openai_keepalive(struct chat_call *c, uint32_t n_done, uint32_t n_prompt, struct buf *out)
+{
+    (void)c;
+    if (n_prompt > 0)
+        buf_printf(out, ": prefill %u/%u\n\n", n_done, n_prompt);
     else
-        a->calls = c->next;
-    if (c->next != NULL)
-        c->next->prev = c->prev;
-    free(c);
-    api_check_closed(a);
+        buf_append_str(out, ": keepalive\n\n");
 }
 
-static void cancel_all(struct chat_call *c)
+/* ---- log-probabilities ---- */
+
+static void append_token(struct buf *b, const struct chat_choice *choice, int32_t id, float logprob)
 {
-    const struct api_backend *b = c->api->backend;
-    if (c->is_working)
-        uv_cancel((uv_req_t *)&c->work); /* fails when it has begun; then its result is ignored */
-    for (uint32_t i = 0; c->choices != NULL && i < c->request.n_choices; i++)
-        if (c->choices[i].is_running)
-            b->cancel(b->self, c->choices[i].id);
+    size_t len;
+    const char *text = tokenizer_piece(choice->call->model->tokenizer, id, true, &len);
+    buf_append_str(b, "{\"token\":");
+    json_append_string(b, text, len);
+    buf_append_str(b, ",\"logprob\":");
+    json_append_double(b, (double)logprob);
+    buf_append_str(b, ",\"bytes\":[");
+    for (size_t i = 0; i < len; i++)
+        buf_printf(b, "%s%u", i > 0 ? "," : "", (unsigned)(unsigned char)text[i]);
+    buf_append_char(b, ']');
 }
 
-/* Ends the call with an error, before or within the stream. */
-static void call_fail(struct chat_call *c, const struct openai_error *e)
+void openai_append_logprob_list(struct buf *b, const struct chat_choice *choice)
 {
-    cancel_all(c);
-    if (c->response != NULL) {
-        log_write(e->status >= 500 ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG, "api",
-                  "request=%s failed: %d %s", http_response_id(c->response), e->status, e->message);
-        chat_output_fail(c, e);
-    }
-}
-
-static void on_gone(void *arg)
-{
-    struct chat_call *c = arg;
-    log_debug("api", "request=%s client left -> cancelled", c->id);
-    c->response = NULL;
-    cancel_all(c);
-    call_release(c);
-}
-
-static void on_drained(void *arg)
-{
-    struct chat_call *c = arg;
-    c->is_held_back = false;
-    chat_output_pump(c);
-    call_release(c);
-}
-
-static void on_tokens(void *arg, const int32_t *ids, uint32_t n)
-{
-    struct chat_choice *choice = arg;
-    struct chat_call *c = choice->call;
-    struct openai_error e;
-    if (c->response == NULL || choice->finish != NULL)
-        return;
-    int rc = chat_choice_push(choice, ids, n);
-    if (rc != 0) {
-        openai_error_set(&e, 500, NULL, NULL, "the answer cannot be kept: %s", error_text(rc));
-        call_fail(c, &e);
-        return;
-    }
-    if (choice->finish != NULL) /* a stop string: the rest is not wanted */
-        c->api->backend->cancel(c->api->backend->self, choice->id);
-    chat_output_pump(c);
-}
-
-static void on_progress(void *arg, uint32_t n_done, uint32_t n_prompt)
-{
-    struct chat_choice *choice = arg;
-    if (choice->call->response != NULL && choice->index == 0)
-        chat_output_progress(choice->call, n_done, n_prompt);
-}
-
-static void on_done(void *arg, const struct api_done *done)
-{
-    struct chat_choice *choice = arg;
-    struct chat_call *c = choice->call;
-    struct openai_error e = {0};
-    choice->is_running = false;
-    c->n_running--;
-    c->n_cached = done->n_cached > c->n_cached ? done->n_cached : c->n_cached;
-    if (choice->finish == NULL && done->reason == API_FINISH_CANCELLED)
-        openai_error_set(&e, 503, NULL, NULL, "the server gave this request up; try again");
-    else if (choice->finish == NULL && done->reason == API_FINISH_ERROR)
-        openai_error_from(&e, &done->error);
-    if (c->response != NULL && e.status != 0) {
-        call_fail(c, &e);
-    } else if (c->response != NULL) {
-        chat_choice_finish(choice, done);
-        chat_output_pump(c);
-    }
-    call_release(c);
-}
-
-static void submit(struct chat_call *c)
-{
-    static const struct api_generation_events events = {on_tokens, on_progress, on_done};
-    const struct api_backend *b = c->api->backend;
-    struct chat_request *r = &c->request;
-    struct openai_error e;
-    struct error err = {0};
-    uint32_t n_left = c->model->n_ctx - (uint32_t)c->tokens.n;
-    struct api_generation g = {
-        .model = c->model,
-        .tokens = c->tokens.ids,
-        .n_tokens = (uint32_t)c->tokens.n,
-        .n_max = r->n_tokens_max > 0 && r->n_tokens_max < n_left ? r->n_tokens_max : n_left,
-        .sampling = r->sampling,
-    };
-    g.sampling.n_prompt = c->n_prompt = g.n_tokens;
-    for (uint32_t i = 0; i < r->n_choices; i++) {
-        struct chat_choice *choice = &c->choices[i];
-        g.sampling.seed = r->sampling.seed + i;
-        int rc = b->submit(b->self, &g, &events, choice, &choice->id, &err);
-        if (rc != 0) {
-            err.code = rc;
-            openai_error_from(&e, &err);
-            call_fail(c, &e);
-            return;
+    for (size_t i = 0; i < choice->n_logprobs; i++) {
+        const struct chat_logprobs *t = &choice->logprobs[i];
+        buf_append_str(b, i > 0 ? "," : "");
+        append_token(b, choice, t->token, t->of.chosen);
+        buf_append_str(b, ",\"top_logprobs\":[");
+        for (uint32_t k = 0; k < t->of.n_top; k++) {
+            buf_append_str(b, k > 0 ? "," : "");
+            append_token(b, choice, t->of.top[k].token, t->of.top[k].logprob);
+            buf_append_char(b, '}');
         }
-        choice->is_running = true;
-        c->n_running++;
+        buf_append_str(b, "]}");
     }
-    api_start_tick(c->api);
 }
 
-static void check_prompt(struct chat_call *c)
+static void append_logprobs(struct buf *b, struct chat_choice *choice)
 {
-    struct openai_error e;
-    struct error err = {0};
-    struct chat_request *r = &c->request;
-    size_t n_ctx = c->model->n_ctx;
-    int rc = c->work_result;
-    if (rc != 0) {
-        openai_error_from(&e, &c->work_error);
-        if (rc == E_LIMIT)
-            openai_error_set(&e, 400, "context_length_exceeded", "messages", "%s",
-                             c->work_error.message);
-        else if (e.status == 400)
-            snprintf(e.param, sizeof(e.param), "messages");
-        call_fail(c, &e);
-    } else if (c->tokens.n >= n_ctx) {
-        openai_error_set(&e, 400, "context_length_exceeded", "messages",
-                         "This model's maximum context length is %zu tokens. However, your "
-                         "messages resulted in %zu tokens, and at least one more is needed for the "
-                         "answer. Please reduce the length of the messages.",
-                         n_ctx, c->tokens.n);
-        call_fail(c, &e);
-    } else if (sampling_check(&r->sampling, tokenizer_n_vocab(c->model->tokenizer), &err) != 0) {
-        openai_error_from(&e, &err);
-        call_fail(c, &e);
+    if (choice->n_logprobs == 0) {
+        buf_append_str(b, ",\"logprobs\":null");
+        return;
+    }
+    buf_append_str(b, ",\"logprobs\":{\"content\":[");
+    openai_append_logprob_list(b, choice);
+    buf_append_str(b, "],\"refusal\":null}");
+    chat_choice_drop_logprobs(choice);
+}
+
+/* ---- streams ---- */
+
+static void append_prefix(struct chat_call *c)
+{
+    struct buf *b = &c->prefix;
+    buf_append_str(b, "data: {\"id\":\"");
+    buf_append_str(b, c->id);
+    buf_printf(b, "\",\"object\":\"chat.completion.chunk\",\"created\":%llu,\"model\":",
+               (unsigned long long)c->created_s);
+    json_append_string(b, c->model->id, strlen(c->model->id));
+    buf_append_str(b, ",\"choices\":[");
+}
+
+static void begin_chunk(struct buf *b, const struct chat_choice *choice)
+{
+    char index[16];
+    int n = 0;
+    uint32_t p = 1;
+    while (choice->index / p >= 10)
+        p *= 10;
+    for (; p > 0; p /= 10)
+        index[n++] = (char)('0' + choice->index / p % 10); /* printf is slow, this is often */
+    buf_append(b, choice->call->prefix.data, choice->call->prefix.len);
+    buf_append_str(b, "{\"index\":");
+    buf_append(b, index, (size_t)n);
+    buf_append_str(b, ",\"delta\":{");
+}
+
+static void end_chunk(struct buf *b, struct chat_choice *choice, const char *finish)
+{
+    buf_append_char(b, '}');
+    append_logprobs(b, choice);
+    if (finish != NULL) {
+        buf_append_str(b, ",\"finish_reason\":\"");
+        buf_append_str(b, finish);
+        buf_append_char(b, '"');
     } else {
-        submit(c);
+        buf_append_str(b, ",\"finish_reason\":null");
+    }
+    buf_append_str(b, choice->call->request.include_usage ? "}],\"usage\":null}\n\n" : "}]}\n\n");
+}
+
+static void open_stream(struct chat_call *c, struct buf *b)
+{
+    append_prefix(c);
+    for (uint32_t i = 0; i < c->n_choices; i++) {
+        begin_chunk(b, &c->choices[i]);
+        buf_append_str(b, "\"role\":\"assistant\",\"content\":\"\",\"refusal\":null");
+        end_chunk(b, &c->choices[i], NULL);
     }
 }
 
-static void build_prompt(uv_work_t *work)
+static void append_tool_piece(struct buf *b, const struct chat_choice *choice,
+                              const struct output_piece *p)
 {
-    struct chat_call *c = work->data;
-    const struct prompt_model m = {
-        .tokenizer = c->model->tokenizer,
-        .chat_template = c->model->chat_template,
-        .controls = c->controls,
-        .bos_text = c->model->bos_text,
-        .eos_text = c->model->eos_text,
-    };
-    c->work_result = prompt_build(&m, &c->request, c->created_s, &c->tokens, &c->work_error);
-    json_decref(c->request.messages); /* large ones take long to free: here, not on the loop */
-    c->request.messages = NULL;
-    json_object_del(c->request.body, "messages");
-}
-
-static void on_prompt(uv_work_t *work, int status)
-{
-    struct chat_call *c = work->data;
-    (void)status; /* cancelled only when the response is gone */
-    c->is_working = false;
-    if (c->response != NULL)
-        check_prompt(c);
-    call_release(c);
-}
-
-static void queue(struct chat_call *c, uv_work_cb run, uv_after_work_cb done)
-{
-    struct openai_error e;
-    c->work.data = c;
-    c->is_working = true;
-    int rc = uv_queue_work(c->api->loop, &c->work, run, done);
-    if (rc == 0)
-        return;
-    c->is_working = false;
-    openai_error_set(&e, 503, NULL, NULL, "no thread for this request: %s", uv_strerror(rc));
-    call_fail(c, &e);
-}
-
-static struct control_set *controls_of(struct api *a, const struct api_model *m, struct error *err)
-{
-    uint32_t n_vocab = tokenizer_n_vocab(m->tokenizer);
-    for (size_t i = 0; i < LIMIT_INSTANCES; i++) {
-        struct known_controls *k = &a->controls[i];
-        if (k->set != NULL && k->tokenizer == m->tokenizer && k->n_vocab == n_vocab &&
-            k->created_s == m->created_s && strcmp(k->model_id, m->id) == 0)
-            return control_set_ref(k->set);
-    }
-    struct control_set *set;
-    if (control_set_new(m->tokenizer, &set, err) != 0)
-        return NULL;
-    char *id = strdup(m->id);
-    if (id == NULL) /* it works without remembering */
-        return set;
-    struct known_controls *k = &a->controls[a->controls_next++ % LIMIT_INSTANCES];
-    control_set_unref(k->set);
-    free(k->model_id);
-    *k = (struct known_controls){id, m->created_s, m->tokenizer, n_vocab, set};
-    return control_set_ref(set);
-}
-
-static int find_model(struct chat_call *c, struct openai_error *e)
-{
-    const struct api_backend *b = c->api->backend;
-    const char *name = c->request.model;
-    const struct api_model *m = b->model_find(b->self, name);
-    struct error err = {0};
-    if (m == NULL)
-        return openai_error_set(e, 404, "model_not_found", "model",
-                                "The model '%.256s' does not exist.", name);
-    if (!m->is_ready)
-        return openai_error_set(e, 503, "model_not_ready", "model",
-                                "The model '%.256s' is not ready to answer; try again soon.", name);
-    if (m->chat_template == NULL)
-        return openai_error_set(e, 400, "model_not_supported", "model",
-                                "The model '%.256s' has no chat template, so it cannot chat.",
-                                name);
-    c->controls = controls_of(c->api, m, &err);
-    if (c->controls == NULL) {
-        openai_error_from(e, &err);
-        return -1;
-    }
-    c->model = m;
-    if (b->model_ref != NULL)
-        b->model_ref(b->self, m);
-    return chat_output_prepare(c, e);
-}
-
-static void on_request(struct chat_call *c)
-{
-    struct openai_error e;
-    struct chat_request *r = &c->request;
-    if (c->parse_error.status != 0) {
-        call_fail(c, &c->parse_error);
+    char id[32];
+    buf_printf(b, "\"tool_calls\":[{\"index\":%u,", p->index);
+    if (p->kind == OUTPUT_TOOL_BEGIN) { /* id, type and name only once: clients join repeats */
+        chat_choice_tool_id(choice, p->index, id);
+        buf_printf(b, "\"id\":\"%s\",\"type\":\"function\",\"function\":{\"name\":", id);
+        json_append_string(b, p->text, p->len);
+        buf_append_str(b, ",\"arguments\":\"\"}}]");
         return;
     }
-    if (!r->has_seed && rng_system(&r->sampling.seed, sizeof(r->sampling.seed)) != 0)
-        r->sampling.seed = clock_now_ns();
-    if (find_model(c, &e) != 0)
-        call_fail(c, &e);
+    buf_append_str(b, "\"function\":{\"arguments\":");
+    json_append_string(b, p->text, p->len);
+    buf_append_str(b, "}}]");
+}
+
+static void write_piece(struct chat_choice *choice, const struct output_piece *p, struct buf *b)
+{
+    if (p->kind == OUTPUT_TOOL_END)
+        return;
+    begin_chunk(b, choice);
+    if (p->kind == OUTPUT_CONTENT) {
+        buf_append_str(b, "\"content\":");
+        json_append_string(b, p->text, p->len);
+    } else if (p->kind == OUTPUT_REASONING) { /* clients are split between the two names */
+        buf_append_str(b, "\"reasoning_content\":");
+        json_append_string(b, p->text, p->len);
+        buf_append_str(b, ",\"reasoning\":");
+        json_append_string(b, p->text, p->len);
+    } else {
+        append_tool_piece(b, choice, p);
+    }
+    end_chunk(b, choice, NULL);
+}
+
+static void write_finish(struct chat_choice *choice, struct buf *b)
+{
+    begin_chunk(b, choice);
+    end_chunk(b, choice, finish_text(choice));
+}
+
+static void close_stream(struct chat_call *c, struct buf *b)
+{
+    if (c->request.include_usage) {
+        buf_append(b, c->prefix.data, c->prefix.len);
+        buf_append_str(b, "],");
+        openai_append_usage(b, c);
+        buf_append_str(b, "}\n\n");
+    }
+    buf_append_str(b, "data: [DONE]\n\n");
+}
+
+/* ---- whole answers ---- */
+
+static void append_joined(struct buf *b, const struct chat_choice *choice,
+                          enum output_piece_kind kind, uint32_t tool)
+{
+    struct buf text;
+    buf_init(&text, LIMIT_PROMPT_BYTES);
+    chat_choice_join(choice, kind, tool, &text);
+    json_append_string(b, buf_str(&text), text.len);
+    if (text.error != 0)
+        b->error = text.error;
+    buf_done(&text);
+}
+
+static bool has_kind(const struct chat_choice *choice, enum output_piece_kind kind)
+{
+    for (size_t i = 0; i < choice->n_pieces; i++)
+        if (choice->pieces[i].kind == kind)
+            return true;
+    return false;
+}
+
+static void append_message(struct buf *b, const struct chat_choice *choice)
+{
+    char id[32];
+    bool has_tools = choice->n_tools > 0;
+    buf_append_str(b, "{\"role\":\"assistant\",\"content\":");
+    if (has_tools && !has_kind(choice, OUTPUT_CONTENT))
+        buf_append_str(b, "null");
     else
-        queue(c, build_prompt, on_prompt);
-}
-
-static void parse_body(uv_work_t *work)
-{
-    struct chat_call *c = work->data;
-    chat_request_parse(buf_str(&c->body), c->body.len, &c->request, &c->parse_error);
-    buf_done(&c->body);
-}
-
-static void on_parsed(uv_work_t *work, int status)
-{
-    struct chat_call *c = work->data;
-    (void)status;
-    c->is_working = false;
-    if (c->response != NULL)
-        on_request(c);
-    call_release(c);
-}
-
-void openai_chat_handle(struct api *a, const struct http_request *q, struct http_response *r)
-{
-    static const struct http_response_events events = {.drained = on_drained, .gone = on_gone};
-    struct chat_call *c = calloc(1, sizeof(*c));
-    struct openai_error e;
-    uint64_t random[2] = {clock_now_ns(), 0};
-    (void)q;
-    if (c == NULL) {
-        openai_error_set(&e, 503, NULL, NULL, "out of memory");
-        openai_error_respond(r, &e);
-        return;
+        append_joined(b, choice, OUTPUT_CONTENT, 0);
+    buf_append_str(b, ",\"refusal\":null");
+    if (has_kind(choice, OUTPUT_REASONING)) {
+        buf_append_str(b, ",\"reasoning_content\":");
+        append_joined(b, choice, OUTPUT_REASONING, 0);
+        buf_append_str(b, ",\"reasoning\":");
+        append_joined(b, choice, OUTPUT_REASONING, 0);
     }
-    c->api = a;
-    c->response = r;
-    c->created_s = clock_wall_ns() / 1000000000u;
-    c->last_write_ns = clock_now_ns();
-    (void)rng_system(random, sizeof(random)); /* an id need not be secret */
-    snprintf(c->id, sizeof(c->id), "chatcmpl-%016llx%08llx", (unsigned long long)random[0],
-             (unsigned long long)(random[1] & 0xffffffffu));
-    token_list_init(&c->tokens);
-    buf_init(&c->prefix, 8u * LIMIT_HTTP_URL_BYTES);
-    c->next = a->calls;
-    if (c->next != NULL)
-        c->next->prev = c;
-    a->calls = c;
-    http_response_watch(r, &events, c);
-    http_response_take_body(r, &c->body);
-    if (c->body.len > PARSE_ON_LOOP_BYTES_MAX) {
-        queue(c, parse_body, on_parsed);
-    } else {
-        parse_body(&(uv_work_t){.data = c});
-        on_request(c);
+    if (has_tools)
+        buf_append_str(b, ",\"tool_calls\":[");
+    for (uint32_t i = 0; i < choice->n_tools; i++) {
+        chat_choice_tool_id(choice, i, id);
+        buf_printf(b, "%s{\"id\":\"%s\",\"type\":\"function\",\"function\":{\"name\":",
+                   i > 0 ? "," : "", id);
+        append_joined(b, choice, OUTPUT_TOOL_BEGIN, i);
+        buf_append_str(b, ",\"arguments\":");
+        append_joined(b, choice, OUTPUT_TOOL_ARGUMENTS, i);
+        buf_append_str(b, "}}");
     }
-    call_release(c);
+    buf_append_str(b, has_tools ? "]}" : "}");
 }
 
-void openai_chat_tick(struct api *a)
+static void write_whole(struct chat_call *c, struct buf *b)
 {
-    for (struct chat_call *c = a->calls; c != NULL; c = c->next)
-        if (c->response != NULL && c->n_running > 0)
-            chat_output_keepalive(c);
+    buf_printf(b,
+               "{\"id\":\"%s\",\"object\":\"chat.completion\",\"created\":%llu,\"model\":", c->id,
+               (unsigned long long)c->created_s);
+    json_append_string(b, c->model->id, strlen(c->model->id));
+    buf_append_str(b, ",\"choices\":[");
+    for (uint32_t i = 0; i < c->n_choices; i++) {
+        struct chat_choice *choice = &c->choices[i];
+        buf_printf(b, "%s{\"index\":%u,\"message\":", i > 0 ? "," : "", i);
+        append_message(b, choice);
+        append_logprobs(b, choice);
+        buf_printf(b, ",\"finish_reason\":\"%s\"}", finish_text(choice));
+    }
+    buf_append_str(b, "],");
+    openai_append_usage(b, c);
+    buf_append_char(b, '}');
 }
 
-void openai_chat_stop_all(struct api *a)
-{
-    struct openai_error e;
-    openai_error_set(&e, 503, NULL, NULL, "the server is shutting down");
-    for (struct chat_call *c = a->calls, *next; c != NULL; c = next) {
-        next = c->next;
-        if (c->response != NULL)
-            call_fail(c, &e);
-        call_release(c);
-    }
-}
+const struct chat_dialect openai_chat_dialect = {
+    .name = "chat",
+    .stream_type = "text/event-stream; charset=utf-8",
+    .id_prefix = "chatcmpl-",
+    .parse = openai_chat_parse,
+    .open = open_stream,
+    .piece = write_piece,
+    .finish = write_finish,
+    .close = close_stream,
+    .keepalive = openai_keepalive,
+    .whole = write_whole,
+    .error = openai_append_error,
+};

@@ -1,3 +1,4 @@
+#include "api/anthropic.h"
 #include "api/api_internal.h"
 #include "base/json.h"
 
@@ -15,18 +16,22 @@ static void append_model(struct buf *out, const struct api_model *m)
 
 static void respond(struct http_response *r, struct buf *body)
 {
-    struct openai_error e;
+    struct api_error e;
     if (body->error == 0) {
         http_respond(r, 200, "application/json", buf_str(body), body->len);
     } else {
-        openai_error_set(&e, 503, NULL, NULL, "%s", error_text(body->error));
-        openai_error_respond(r, &e);
+        api_error_set(&e, 503, NULL, NULL, "%s", error_text(body->error));
+        api_error_respond(r, &e);
     }
     buf_done(body);
 }
 
-void openai_models_list(struct api *a, struct http_response *r)
+void openai_models_list(struct api *a, const struct http_request *q, struct http_response *r)
 {
+    if (http_request_header(q, "anthropic-version") != NULL) {
+        anthropic_models_list(a, q, r);
+        return;
+    }
     const struct api_backend *b = a->backend;
     struct buf body;
     uint32_t n = b->n_models(b->self);
@@ -41,15 +46,20 @@ void openai_models_list(struct api *a, struct http_response *r)
     respond(r, &body);
 }
 
-void openai_models_get(struct api *a, const char *id, struct http_response *r)
+void openai_models_get(struct api *a, const struct http_request *q, struct http_response *r)
 {
+    if (http_request_header(q, "anthropic-version") != NULL) {
+        anthropic_models_get(a, q, r);
+        return;
+    }
+    const char *id = q->path + strlen("/v1/models/");
     const struct api_model *m = a->backend->model_find(a->backend->self, id);
-    struct openai_error e;
+    struct api_error e;
     struct buf body;
     if (m == NULL) {
-        openai_error_set(&e, 404, "model_not_found", "model", "The model '%.256s' does not exist.",
-                         id);
-        openai_error_respond(r, &e);
+        api_error_set(&e, 404, "model_not_found", "model", "The model '%.256s' does not exist.",
+                      id);
+        api_error_respond(r, &e);
         return;
     }
     buf_init(&body, 1u << 20);

@@ -114,6 +114,54 @@ static void append_value(struct buf *out, struct buf *scratch, json_t *v,
     }
 }
 
+static bool wants_tools(const struct chat_request *r)
+{
+    return r->tools != NULL && r->tool_choice != CHAT_TOOLS_NONE;
+}
+
+/* Families have different words for thinking; templates ignore those that they do not know. What
+ * the request says by chat_template_kwargs wins. */
+static void append_thinking(struct buf *out, const struct chat_request *r)
+{
+    static const char *const switches[] = {"enable_thinking", "thinking"};
+    for (size_t i = 0; r->thinking != CHAT_THINKING_DEFAULT && i < 2; i++)
+        if (json_object_get(r->template_args, switches[i]) == NULL)
+            buf_printf(out, ",\"%s\":%s", switches[i],
+                       r->thinking == CHAT_THINKING_ON ? "true" : "false");
+    if (r->effort != NULL && json_object_get(r->template_args, "reasoning_effort") == NULL)
+        buf_printf(out, ",\"reasoning_effort\":\"%s\"", r->effort);
+}
+
+/* Templates that know nothing of tools get them as text in the system message. */
+static int add_tool_prompt(const struct prompt_model *m, const struct chat_request *r,
+                           struct error *err)
+{
+    json_t *first = json_array_get(r->messages, 0);
+    const char *role = json_string_value(json_object_get(first, "role"));
+    const json_t *content = json_object_get(first, "content");
+    bool has_system = role != NULL && strcmp(role, "system") == 0 && json_is_string(content);
+    struct buf text;
+    if (!wants_tools(r) || !m->format->needs_tool_prompt)
+        return 0;
+    buf_init(&text, LIMIT_HTTP_BODY_BYTES);
+    if (has_system) {
+        buf_append(&text, json_string_value(content), json_string_length(content));
+        buf_append_str(&text, "\n\n");
+    }
+    int rc = output_format_tool_prompt(r->tools, &text);
+    json_t *all = rc == 0 ? json_stringn(buf_str(&text), text.len) : NULL;
+    buf_done(&text);
+    if (all == NULL)
+        return error_set(err, rc != 0 ? rc : E_NOMEM, "the tools cannot be described: %s",
+                         error_text(rc != 0 ? rc : E_NOMEM));
+    if (has_system)
+        rc = json_object_set_new(first, "content", all);
+    else
+        rc = json_array_insert_new(r->messages, 0,
+                                   json_pack("{s:s, s:o}", "role", "system", "content", all));
+    return rc != 0 ? error_set(err, E_NOMEM, "out of memory for the tools") : 0;
+}
+
 static int build_context(const struct prompt_model *m, const struct chat_request *r,
                          const char *mark, struct buf *out)
 {
@@ -123,11 +171,16 @@ static int build_context(const struct prompt_model *m, const struct chat_request
     buf_init(&scratch, 4u * LIMIT_PROMPT_BYTES);
     buf_append_str(out, "{\"messages\":");
     append_value(out, &scratch, r->messages, m->controls, mark);
-    buf_append_str(out, ",\"tools\":null,\"documents\":null,\"add_generation_prompt\":true,"
-                        "\"bos_token\":");
+    buf_append_str(out, ",\"tools\":");
+    if (wants_tools(r) && !m->format->needs_tool_prompt)
+        append_value(out, &scratch, r->tools, m->controls, mark);
+    else
+        buf_append_str(out, "null");
+    buf_append_str(out, ",\"documents\":null,\"add_generation_prompt\":true,\"bos_token\":");
     json_append_string(out, m->bos_text, strlen(m->bos_text));
     buf_append_str(out, ",\"eos_token\":");
     json_append_string(out, m->eos_text, strlen(m->eos_text));
+    append_thinking(out, r);
     json_object_foreach(r->template_args, key, v)
     {
         static const char *const ours[] = {"messages",  "tools",     "documents",
@@ -224,13 +277,42 @@ int prompt_encode_marked(const struct prompt_model *m, char *text, size_t len, c
     return rc;
 }
 
+int prompt_encode(const struct prompt_model *m, const struct chat_prompt *p, uint32_t n_max,
+                  struct token_list *out, struct error *err)
+{
+    uint32_t n_vocab = tokenizer_n_vocab(m->tokenizer);
+    const json_t *id;
+    size_t i;
+    int rc = 0;
+    if (p->ids == NULL)
+        return tokenizer_encode(m->tokenizer, p->text, p->len,
+                                TOKENIZE_ADD_BOS | (p->has_controls ? TOKENIZE_PARSE_SPECIAL : 0),
+                                out, err);
+    if (json_array_size(p->ids) > n_max)
+        return error_set(err, E_LIMIT, "a prompt of %zu tokens; the model's context has %u",
+                         json_array_size(p->ids), n_max);
+    json_array_foreach(p->ids, i, id)
+    {
+        json_int_t v = json_integer_value(id);
+        if (!json_is_integer(id) || v < 0 || v >= n_vocab)
+            return error_set(err, E_INVALID, "token %zu of the prompt is none of this model's", i);
+        if ((rc = token_list_append(out, (token_id)v)) != 0)
+            return error_set(err, rc, "out of memory for a prompt's tokens");
+    }
+    return 0;
+}
+
 int prompt_build(const struct prompt_model *m, const struct chat_request *r, uint64_t now_s,
-                 struct token_list *out, struct error *err)
+                 struct token_list *out, bool *ret_begins_in_reasoning, struct error *err)
 {
     struct scan scan = {.controls = m->controls};
     struct buf context, text;
     char mark[MARK_BYTES + 2] = "";
+    if (add_tool_prompt(m, r, err) != 0)
+        return err->code;
     scan_value(&scan, r->messages);
+    if (wants_tools(r))
+        scan_value(&scan, r->tools);
     if (scan.has_controls && !choose_mark(&scan, mark))
         return error_set(err, E_INVALID,
                          "the messages use every private-use character and control tokens too");
@@ -247,8 +329,11 @@ int prompt_build(const struct prompt_model *m, const struct chat_request *r, uin
     buf_done(&context);
     if (rc == 0 && text.len == 0)
         rc = error_set(err, E_INVALID, "the chat template made an empty prompt of these messages");
-    if (rc == 0)
+    if (rc == 0) {
+        *ret_begins_in_reasoning =
+            output_format_begins_in_reasoning(m->format, text.data, text.len);
         rc = prompt_encode_marked(m, text.data, text.len, used_mark, out, err);
+    }
     buf_done(&text);
     return rc;
 }

@@ -19,18 +19,26 @@
 #include "api/control_set.h"
 #include "base/error.h"
 #include "text/chat_template.h"
+#include "text/output_format.h"
 #include "text/tokenizer.h"
 
 struct prompt_model {
     const struct tokenizer *tokenizer;
     const struct chat_template *chat_template;
     const struct control_set *controls;
+    const struct output_format *format;
     const char *bos_text, *eos_text;
 };
 
-/* Appends the prompt's tokens. Errors: those of chat_template_render and tokenizer_encode. */
+/* Appends the tokens of the request's messages and tools. Changes r's messages: a template that
+ * knows no tools gets them in a system message. *ret_begins_in_reasoning: the prompt ends with the
+ * mark that opens reasoning. Errors: those of chat_template_render and tokenizer_encode. */
 int prompt_build(const struct prompt_model *m, const struct chat_request *r, uint64_t now_s,
-                 struct token_list *out, struct error *err);
+                 struct token_list *out, bool *ret_begins_in_reasoning, struct error *err);
+/* Appends a prompt that needs no template. Errors: E_LIMIT (over n_max tokens), E_INVALID (no token
+ * of this model), those of tokenizer_encode. */
+int prompt_encode(const struct prompt_model *m, const struct chat_prompt *p, uint32_t n_max,
+                  struct token_list *out, struct error *err);
 
 /* Tokenizes a text in which `mark` (UTF-8, NULL: none) follows the first character of each match
  * that must stay text. The marks are not part of the prompt. For tests beside prompt_build. */

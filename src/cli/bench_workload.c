@@ -102,7 +102,7 @@ static int submit(const struct load *l, uint32_t stream, struct error *err)
 static int take_tokens(struct load *l, const struct message *m, struct error *err)
 {
     struct message_tokens tokens;
-    int rc = message_decode_tokens(m, &tokens, err);
+    int rc = message_decode_tokens(m, &tokens, NULL, err);
     if (rc != 0)
         return rc;
     struct stream *s = &l->stream[tokens.request - 1];

@@ -23,6 +23,11 @@ int cli_order(int argc, char **argv); /* plan, load, ... revoke: see orders.c */
 int cli_measure(int argc, char **argv);
 int cli_devices(int argc, char **argv);
 int cli_profile(int argc, char **argv);
+int cli_pull(int argc, char **argv);
+int cli_ls(int argc, char **argv);
+int cli_show(int argc, char **argv);
+int cli_rm(int argc, char **argv);
+int cli_ps(int argc, char **argv);
 
 /* ---- what verbs share (common.c) ---- */
 
@@ -39,8 +44,9 @@ int cli_parse_float(const char *option, const char *text, float min, float max, 
                     struct error *err);
 int cli_parse_wire(const char *option, const char *text, enum comm_wire *ret, struct error *err);
 int cli_parse_kv(const char *option, const char *text, enum kv_type *ret, struct error *err);
-/* A model as people name it: the path of a file, or a name in the folder of models
- * ($XDG_DATA_HOME/shoal/models/NAME.gguf). Errors: E_NOTFOUND (says where it looked), E_LIMIT. */
+/* A model as people name it: the path of a file, or the name of one that is here, as `shoal ls` has
+ * it
+ * ($XDG_DATA_HOME/shoal/models/). Errors: E_NOTFOUND (says where it looked), E_LIMIT. */
 int cli_find_model(const char *name, char *ret_path, size_t size, struct error *err);
 /* Compute threads of one of n_ranks ranks on this machine. */
 uint32_t cli_default_threads(uint32_t n_ranks);

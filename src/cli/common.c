@@ -1,5 +1,6 @@
 #include "cli/cli.h"
 
+#include "cli/model_options.h"
 #include "comm/comm.h"
 
 #include <errno.h>
@@ -75,6 +76,26 @@ static int join_path(char *ret_path, size_t size, const char *folder, const char
                : 0;
 }
 
+/* A model that has come by `shoal pull`, or lies in a folder of SHOAL_MODELS. */
+static int find_by_card(const char *name, char *ret_path, size_t size, struct error *err)
+{
+    struct model_options o;
+    struct models *models = NULL;
+    struct model_entry *e = malloc(sizeof(*e));
+    int rc = e != NULL ? model_options_init(&o, err) : error_set(err, E_NOMEM, "out of memory");
+    if (rc == 0)
+        rc = model_options_open(&o, &models, err);
+    if (rc == 0)
+        rc = models_find(models, name, e, err);
+    if (rc == 0 && strlen(e->path) >= size)
+        rc = error_set(err, E_LIMIT, "the model's path is longer than %zu bytes", size - 1);
+    if (rc == 0)
+        memcpy(ret_path, e->path, strlen(e->path) + 1);
+    models_close(models);
+    free(e);
+    return rc;
+}
+
 int cli_find_model(const char *name, char *ret_path, size_t size, struct error *err)
 {
     if (access(name, F_OK) == 0) {
@@ -91,7 +112,7 @@ int cli_find_model(const char *name, char *ret_path, size_t size, struct error *
                  ? join_path(ret_path, size, data, "", name, err)
                  : join_path(ret_path, size, home, "/.local/share", name, err);
     if (rc == 0 && access(ret_path, F_OK) != 0)
-        return error_set(err, E_NOTFOUND, "there is no model file %s, and no %s", name, ret_path);
+        rc = find_by_card(name, ret_path, size, err);
     return rc;
 }
 

@@ -3,6 +3,7 @@
 #include "cli/cli.h"
 #include "cli/device_probe.h"
 #include "cli/instance_options.h"
+#include "cli/model_options.h"
 #include "comm/comm.h"
 #include "device/device.h"
 
@@ -127,6 +128,31 @@ static int add_route(const char *text, struct node_config *c, struct error *err)
     return rc;
 }
 
+static int add_folder(const char *text, struct node_config *c, struct error *err)
+{
+    if (c->n_folders == NODE_FOLDERS_MAX)
+        return error_set(err, E_LIMIT, "--models: at most %d folders are possible",
+                         NODE_FOLDERS_MAX);
+    int rc = copy_text("--models", text, c->folders[c->n_folders], sizeof(c->folders[0]), err);
+    c->n_folders += rc == 0;
+    return rc;
+}
+
+/* What the environment says of models: the same as for `shoal pull`. */
+static int take_environment(struct node_config *c, struct error *err)
+{
+    struct model_options o;
+    int rc = model_options_init(&o, err);
+    for (uint32_t i = 0; rc == 0 && i < o.n_folders; i++)
+        rc = add_folder(o.folders[i], c, err);
+    if (rc == 0 && o.hub != NULL && o.hub[0] != '\0')
+        rc = copy_text("SHOAL_HUB", o.hub, c->hub, sizeof(c->hub), err);
+    if (rc == 0 && o.token != NULL && o.token[0] != '\0')
+        rc = copy_text("HF_TOKEN", o.token, c->hub_token, sizeof(c->hub_token), err);
+    c->is_offline = o.is_offline;
+    return rc;
+}
+
 enum option_key {
     OPTION_MODEL = 1,
     OPTION_LISTEN,
@@ -137,6 +163,7 @@ enum option_key {
     OPTION_MLX,
     OPTION_CLOSED,
     OPTION_SECRET_FILE,
+    OPTION_API_KEYS,
     OPTION_NAME,
     OPTION_DATA_DIR,
     OPTION_SPLIT,
@@ -145,6 +172,9 @@ enum option_key {
     OPTION_NO_MEASURE,
     OPTION_THREADS,
     OPTION_DEVICE,
+    OPTION_HUB,
+    OPTION_OFFLINE,
+    OPTION_MODELS,
     OPTION_HELP,
 };
 
@@ -158,6 +188,7 @@ static const struct option options[] = {
     {"mlx", no_argument, NULL, OPTION_MLX},
     {"closed", no_argument, NULL, OPTION_CLOSED},
     {"secret-file", required_argument, NULL, OPTION_SECRET_FILE},
+    {"api-keys", required_argument, NULL, OPTION_API_KEYS},
     {"name", required_argument, NULL, OPTION_NAME},
     {"data-dir", required_argument, NULL, OPTION_DATA_DIR},
     {"split", required_argument, NULL, OPTION_SPLIT},
@@ -166,6 +197,9 @@ static const struct option options[] = {
     {"no-measure", no_argument, NULL, OPTION_NO_MEASURE},
     {"threads", required_argument, NULL, OPTION_THREADS},
     {"device", required_argument, NULL, OPTION_DEVICE},
+    {"hub", required_argument, NULL, OPTION_HUB},
+    {"offline", no_argument, NULL, OPTION_OFFLINE},
+    {"models", required_argument, NULL, OPTION_MODELS},
     INSTANCE_OPTIONS,
     {"help", no_argument, NULL, OPTION_HELP},
     {NULL, 0, NULL, 0},
@@ -213,6 +247,8 @@ static int take_option(int key, const char *value, struct node_config *c, struct
         return 0;
     case OPTION_SECRET_FILE:
         return read_secret(value, c, err);
+    case OPTION_API_KEYS:
+        return copy_text("--api-keys", value, c->api_keys, sizeof(c->api_keys), err);
     case OPTION_NAME:
         return copy_text("--name", value, c->name, sizeof(c->name), err);
     case OPTION_DATA_DIR:
@@ -225,6 +261,13 @@ static int take_option(int key, const char *value, struct node_config *c, struct
         return cli_parse_u32("--threads", value, 1, 1024, &c->n_threads, err);
     case OPTION_DEVICE:
         return copy_text("--device", value, c->device, sizeof(c->device), err);
+    case OPTION_HUB:
+        return copy_text("--hub", value, c->hub, sizeof(c->hub), err);
+    case OPTION_OFFLINE:
+        c->is_offline = true;
+        return 0;
+    case OPTION_MODELS:
+        return add_folder(value, c, err);
     default:
         if (key >= INSTANCE_OPTION_FIRST)
             return instance_option_take(&c->options, (enum instance_option)key, value, err);
@@ -290,13 +333,16 @@ int node_options_parse(int argc, char **argv, struct node_config *ret_config, bo
         .discovers = true,
         .measures = true,
     };
+    int rc = take_environment(c, err);
+    if (rc != 0)
+        return rc;
     optind = 1;
     while ((key = getopt_long(argc, argv, "", options, NULL)) != -1) {
         if (key == OPTION_HELP) {
             *ret_wants_help = true;
             return 0;
         }
-        int rc = take_option(key, optarg, c, err);
+        rc = take_option(key, optarg, c, err);
         if (rc != 0)
             return rc;
     }

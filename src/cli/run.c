@@ -221,7 +221,7 @@ static int write_text(struct run *r, struct error *err)
 static int show_tokens(struct run *r, const struct message *m, struct error *err)
 {
     struct message_tokens tokens;
-    int rc = message_decode_tokens(m, &tokens, err);
+    int rc = message_decode_tokens(m, &tokens, NULL, err);
     for (uint32_t i = 0; rc == 0 && i < tokens.n_tokens; i++) {
         if (r->prints_tokens)
             buf_printf(&r->text, "%d\n", tokens.tokens[i]);

@@ -18,7 +18,10 @@ static void print_help(void)
         "Makes this computer a node: finds the others of its cluster, serves the cluster's API, "
         "and\n"
         "the model, if one is given, on all of them.\n\n"
-        "  --model MODEL        file, or name of one in the data folder's models/\n"
+        "  --model MODEL        file, or name of one that is here (`shoal ls`)\n"
+        "  --models DIR         another folder with models, only read; may be repeated\n"
+        "  --hub URL            where models are fetched from (SHOAL_HUB)\n"
+        "  --offline            fetches no models\n"
         "  --listen ADDR:PORT   where the API listens (default 127.0.0.1:%d)\n"
         "  --mesh ADDR:PORT     where other nodes connect (default 0.0.0.0:%d)\n"
         "  --peer ADDR:PORT     another node's mesh address; may be repeated\n"
@@ -27,6 +30,7 @@ static void print_help(void)
         "  --no-discovery       does not look for other nodes by multicast DNS\n"
         "  --mlx                announces itself as _mlx-worker._tcp, too\n"
         "  --secret-file FILE   a secret that all nodes share: who knows it is a member\n"
+        "  --api-keys FILE      keys that users of the API need, and what each may do\n"
         "  --closed             takes no requests to join, only invites and the secret\n"
         "  --name NAME          of this node (default: the host's)\n"
         "  --data-dir DIR       default $XDG_DATA_HOME/shoal\n"
@@ -141,6 +145,7 @@ int cli_serve(int argc, char **argv)
     }
     /* Writes to a peer or client that has left are errors here, not signals. */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     char identity[96];
     snprintf(identity, sizeof(identity), "node=%s", s->config.name);
     log_set_identity(identity);

@@ -57,6 +57,7 @@ struct router_callbacks {
        once send() calls back into the router. */
     int (*send)(void *self, const struct router_attempt *a);
     void (*send_cancel)(void *self, const struct router_place *place, uint64_t attempt);
+    /* tokens: those of router_on_tokens that are new, where the caller has them. */
     void (*tokens)(void *self, void *arg, const int32_t *tokens, uint32_t n);
     void (*progress)(void *self, void *arg, uint32_t n_done, uint32_t n_prompt);
     void (*done)(void *self, void *arg, const struct router_done *done); /* the last call for arg */

@@ -91,14 +91,14 @@ int comm_begin(struct comm *c, const char *operation, struct error *err)
 {
     if (c->cause.code != 0)
         return error_set(err, c->cause.code, "%s", c->cause.message);
-    if (c->reduce.active)
-        return error_set(err, E_INVALID, "%s: an all-reduce is under way, finish it first",
-                         operation);
     if (atomic_load_explicit(&c->aborted, memory_order_relaxed)) {
         struct error cause = {0};
         error_set(&cause, E_CANCELLED, "aborted");
         return comm_break(c, operation, E_CANCELLED, &cause, err);
     }
+    if (c->reduce.active)
+        return error_set(err, E_INVALID, "%s: an all-reduce is under way, finish it first",
+                         operation);
     return 0;
 }
 

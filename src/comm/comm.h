@@ -80,11 +80,17 @@ int comm_broadcast(struct comm *c, struct comm_group g, const void *data, size_t
 int comm_all_reduce_f32(struct comm *c, struct comm_group g, uint64_t mask, float *x, size_t n,
                         struct error *err);
 /* The same in two halves: start sends this rank's values as far as that goes without waiting (x may
- * not change until finish), finish waits and leaves the sum in x. At most one is under way; between
- * the halves every other operation of this comm is E_INVALID. */
+ * not change until finish), finish waits and leaves the sum in x. Between them advance, as often as
+ * wanted, moves what can move by then: more than the system's buffers hold, and the sums that
+ * slices pass on. At most one is under way; between the halves every other operation of this comm
+ * is E_INVALID. All ranks of g start it so, or all call it whole. */
 int comm_all_reduce_f32_start(struct comm *c, struct comm_group g, uint64_t mask, float *x,
                               size_t n, struct error *err);
+int comm_all_reduce_f32_advance(struct comm *c, struct error *err);
 int comm_all_reduce_f32_finish(struct comm *c, struct error *err);
+/* Whether work between the halves has something to hide: values of some pair of g travel over a
+ * connection, by themselves. A collective, so that all ranks of g get the same answer. */
+int comm_group_overlaps(struct comm *c, struct comm_group g, bool *ret_overlaps, struct error *err);
 /* Every rank's n bytes, in rank order, into all[g.n * n]. */
 int comm_all_gather(struct comm *c, struct comm_group g, const void *mine, size_t n, void *all,
                     struct error *err);

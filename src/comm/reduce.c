@@ -29,9 +29,12 @@ enum { STEP_ELEMENTS = 4096 };
 enum { SLICE_ALIGN = FORM_BLOCK };
 enum { SLICE_BYTES_ALIGN = 64 };
 
-/* The same answer on every rank: it follows from what all of the group know. */
-static bool slices_pay(const struct comm *c, struct comm_group g, size_t bytes)
+/* The same answer on every rank: it follows from what all of the group know. A pair that does
+ * something else in the meantime has no use for a second trip. */
+static bool slices_pay(const struct comm *c, struct comm_group g, size_t bytes, bool in_halves)
 {
+    if (g.n == 2 && in_halves)
+        return false;
     if (g.n == 2) {
         bool sharing = c->sharing >> (c->rank == g.first ? g.first + 1 : g.first) & 1;
         return c->wire == COMM_WIRE_F32 &&
@@ -159,8 +162,23 @@ static int check(struct comm *c, struct comm_group g, uint64_t mask, size_t n, s
     return r;
 }
 
-int comm_all_reduce_f32_start(struct comm *c, struct comm_group g, uint64_t mask, float *x,
-                              size_t n, struct error *err)
+/* Moves what can move without waiting. */
+static int move(struct comm *c, struct error *err)
+{
+    struct error cause = {0};
+    bool moved = true;
+    uint64_t start_ns = clock_now_ns(), now_ns = start_ns;
+    int r = 0;
+    while (r == 0 && moved) {
+        r = comm_progress(c, now_ns, &moved, &cause);
+        now_ns = clock_now_ns();
+    }
+    c->stats.wait_ns += now_ns - start_ns;
+    return r == 0 ? 0 : comm_break(c, "all-reduce", r, &cause, err);
+}
+
+static int start(struct comm *c, struct comm_group g, uint64_t mask, float *x, size_t n,
+                 bool in_halves, struct error *err)
 {
     int r = check(c, g, mask, n, err);
     if (r != 0)
@@ -168,7 +186,7 @@ int comm_all_reduce_f32_start(struct comm *c, struct comm_group g, uint64_t mask
     struct reduce *op = &c->reduce;
     uint32_t n_contributing = (uint32_t)__builtin_popcountll(mask), me = c->rank - g.first;
     bool contributes = mask >> me & 1;
-    op->slices = n_contributing > 1 && slices_pay(c, g, form_bytes(c->wire, n));
+    op->slices = n_contributing > 1 && slices_pay(c, g, form_bytes(c->wire, n), in_halves);
     op->group = g;
     op->x = x;
     op->n = n;
@@ -198,23 +216,35 @@ int comm_all_reduce_f32_start(struct comm *c, struct comm_group g, uint64_t mask
     }
     op->active = true;
     c->stats.n_operations++;
+    return 0;
+}
 
-    /* What goes without waiting goes now. */
-    struct error cause = {0};
-    bool moved;
-    uint64_t start_ns = clock_now_ns();
-    r = comm_progress(c, start_ns, &moved, &cause);
-    c->stats.wait_ns += clock_now_ns() - start_ns;
-    return r == 0 ? 0 : comm_break(c, "all-reduce", r, &cause, err);
+int comm_all_reduce_f32_start(struct comm *c, struct comm_group g, uint64_t mask, float *x,
+                              size_t n, struct error *err)
+{
+    int r = start(c, g, mask, x, n, true, err);
+    return r == 0 ? move(c, err) : r;
+}
+
+static int check_active(const struct comm *c, struct error *err)
+{
+    if (c->cause.code != 0)
+        return error_set(err, c->cause.code, "%s", c->cause.message);
+    return c->reduce.active ? 0 : error_set(err, E_INVALID, "all-reduce: finished without a start");
+}
+
+int comm_all_reduce_f32_advance(struct comm *c, struct error *err)
+{
+    int r = check_active(c, err);
+    return r == 0 ? move(c, err) : r;
 }
 
 int comm_all_reduce_f32_finish(struct comm *c, struct error *err)
 {
-    if (c->cause.code != 0)
-        return error_set(err, c->cause.code, "%s", c->cause.message);
-    if (!c->reduce.active)
-        return error_set(err, E_INVALID, "all-reduce: finished without a start");
-    int r = comm_drive(c, "all-reduce", c->timeout_ns, err);
+    int r = check_active(c, err);
+    if (r != 0)
+        return r;
+    r = comm_drive(c, "all-reduce", c->timeout_ns, err);
     c->reduce.active = false;
     return r;
 }
@@ -222,8 +252,23 @@ int comm_all_reduce_f32_finish(struct comm *c, struct error *err)
 int comm_all_reduce_f32(struct comm *c, struct comm_group g, uint64_t mask, float *x, size_t n,
                         struct error *err)
 {
-    int r = comm_all_reduce_f32_start(c, g, mask, x, n, err);
+    int r = start(c, g, mask, x, n, false, err);
     return r == 0 ? comm_all_reduce_f32_finish(c, err) : r;
+}
+
+int comm_group_overlaps(struct comm *c, struct comm_group g, bool *ret_overlaps, struct error *err)
+{
+    uint64_t me = UINT64_C(1) << c->rank, sharing[LIMIT_RANKS];
+    uint64_t mine = c->sharing | me;
+    int r = comm_all_gather(c, g, &mine, sizeof(mine), sharing, err);
+    if (r != 0)
+        return r;
+    uint64_t all = (g.n < 64 ? (UINT64_C(1) << g.n) - 1 : UINT64_MAX) << g.first;
+    *ret_overlaps = false;
+    /* Where a back end moves bytes only while somebody calls it, nothing travels by itself. */
+    for (uint32_t i = 0; i < g.n && c->transport->ops->flush == NULL; i++)
+        *ret_overlaps = *ret_overlaps || (sharing[i] & all) != all;
+    return 0;
 }
 
 /* ---- summing as the values arrive ---- */

@@ -117,7 +117,19 @@ static void find_neighbours(struct engine *e, const struct split *split)
     }
 }
 
-/* Sizes the graph buffer for the largest step, so that no later one has to allocate. */
+static int reserve_for(struct engine *e, const struct graph_shape *shape, struct error *err)
+{
+    int rc = graph_build(&e->graph, &e->builder, shape, err);
+    if (rc != 0)
+        return rc;
+    rc = compute_reserve(&e->compute, e->graph.cgraph,
+                         graph_n_tensors_max(&e->builder, e->options.n_slots), err);
+    graph_done(&e->graph);
+    return rc;
+}
+
+/* Sizes the graph buffer for the largest step, so that no later one has to allocate: in one piece,
+ * and in two, which the first step decides. */
 static int reserve_graph_memory(struct engine *e, struct error *err)
 {
     uint32_t n_tokens =
@@ -127,12 +139,10 @@ static int reserve_graph_memory(struct engine *e, struct error *err)
     struct graph_shape shape = {.n_tokens = n_tokens, .n_outputs = 1, .n_parts = 1};
     shape.part[0] = (struct graph_part){
         .n_tokens = n_tokens, .n_kv = e->kv.shape.n_ctx, .is_gathered = e->kv.is_on_device};
-    int rc = graph_build(&e->graph, &e->builder, &shape, err);
-    if (rc != 0)
-        return rc;
-    rc = compute_reserve(&e->compute, e->graph.cgraph,
-                         graph_n_tensors_max(&e->builder, e->options.n_slots), err);
-    graph_done(&e->graph);
+    int rc = reserve_for(e, &shape, err);
+    shape.n_early = n_tokens / 2;
+    if (rc == 0 && e->shard.n_stage_ranks > 1 && n_tokens >= OVERLAP_ROWS_MIN)
+        rc = reserve_for(e, &shape, err);
     return rc;
 }
 
@@ -282,6 +292,7 @@ void engine_close(struct engine *e)
     free(e->hidden_out.copy);
     free(e->sampling);
     free(e->rows);
+    free(e->logprobs);
     free(e->reduces);
     sampler_free(e->sampler);
     kv_cache_done(&e->kv);

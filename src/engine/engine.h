@@ -18,6 +18,7 @@
 #include "base/error.h"
 #include "base/limits.h"
 #include "comm/comm.h"
+#include "engine/logprobs.h"
 #include "engine/sampler.h"
 #include "model/model.h"
 #include "model/shard.h"
@@ -96,6 +97,10 @@ struct step_part { /* consecutive new tokens of one slot */
     uint32_t slot;
     uint32_t n_tokens;
     enum step_output output;
+    uint32_t n_logprobs; /* of each row that gives a token: 0: none; else 1 + how many of the
+                            likeliest tokens, at most LIMIT_TOP_LOGPROBS */
+    const uint8_t *mask; /* with STEP_OUTPUT_LAST: bits over the vocabulary of what may be chosen
+                            (sampler_choose); NULL: all */
 };
 
 struct step {
@@ -116,6 +121,8 @@ struct step_row {       /* one output row */
 struct step_result { /* valid until the next step; on ranks outside the last stage n_rows is 0 */
     uint32_t n_rows;
     const struct step_row *rows; /* in the order of the parts, and of the tokens within a part */
+    const struct logprobs *logprobs; /* [n_rows], meaningful for the rows of parts that ask; NULL
+                                        when none does */
 };
 
 /* Runs one step. After an error other than E_INVALID (which changes nothing) the engine is broken:

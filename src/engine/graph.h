@@ -1,14 +1,16 @@
 /*
  * One step's forward pass over a shard as a ggml graph, built from the architecture's row of facts.
- * Sums over the ranks of a stage are custom operations inside the graph. A graph is a function of
- * its shape and may be used again as long as the shape stays the same. Thread: the engine's.
+ * Sums over the ranks of a stage are custom operations inside the graph (engine/graph_sum.h). In a
+ * graph of two micro-batches the sum of one travels while the other is computed; ranks that sum
+ * together must divide their rows alike. A graph is a function of its shape and may be used again
+ * as long as the shape stays the same. Thread: the engine's.
  */
 #ifndef SHOAL_ENGINE_GRAPH_H
 #define SHOAL_ENGINE_GRAPH_H
 
 #include "base/error.h"
-#include "comm/comm.h"
 #include "engine/attention.h"
+#include "engine/graph_sum.h"
 #include "engine/kv_cache.h"
 #include "engine/multiply.h"
 #include "engine/weights.h"
@@ -31,24 +33,9 @@ struct graph_part { /* consecutive tokens of one slot; or single rows of any slo
 struct graph_shape {
     uint32_t n_tokens;
     uint32_t n_outputs; /* rows that give logits */
+    uint32_t n_early;   /* rows of the first of two micro-batches; 0: all rows go together */
     uint32_t n_parts;
     struct graph_part part[LIMIT_SLOTS];
-};
-
-/* A sum over the ranks of the stage, as the custom operation sees it: on the processors. */
-struct graph_reduce {
-    struct graph_link *link;
-    uint64_t mask; /* ranks of the stage that have something to add */
-};
-
-/* What the custom operations share: where to talk and what went wrong. */
-struct graph_link {
-    struct comm *comm; /* NULL: a stage of one rank */
-    bool is_silent;    /* sums are left out: for runs without the other ranks */
-    struct comm_group group;
-    int status; /* first failure of a sum in this step; later ones do nothing */
-    struct error error;
-    uint64_t comm_ns;
 };
 
 /* How many rows of input matrices are multiplied at once: ggml's kernels for repacked weights take

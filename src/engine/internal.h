@@ -11,6 +11,9 @@
 
 #include <stdatomic.h>
 
+/* Steps of fewer rows go in one piece: a division costs more than it hides. */
+enum { OVERLAP_ROWS_MIN = 128 };
+
 struct engine_output { /* rows of f32 that the graph gives, where the processors can read them */
     const float *rows; /* NULL: none */
     float *copy;       /* of what a device has computed */
@@ -30,12 +33,15 @@ struct engine {
     struct graph_builder builder;
     bool attends_by_row; /* few rows of a sequence: engine/attention.h */
     struct graph_link link;
+    uint32_t overlap_rows_min; /* steps of so many rows go in two micro-batches; 0: none does, until
+                                  the first step, in which the ranks agree on it */
     struct graph graph;
     struct graph_reduce *reduces;            /* [2 * shard layers]: attention, then feed-forward */
     struct engine_output logits, hidden_out; /* of the last step */
 
     struct sampler *sampler;
-    struct step_row *rows; /* [n_batch] */
+    struct step_row *rows;     /* [n_batch] */
+    struct logprobs *logprobs; /* [n_batch], made when first asked for */
     uint32_t n_rows;
     uint32_t prev_rank_first, n_prev_ranks, next_rank_first,
         n_next_ranks; /* neighbouring stages; 0 ranks: none */
@@ -45,6 +51,10 @@ struct engine {
     atomic_bool aborted;
     struct engine_timing timing;
 };
+
+/* Where a step of these parts is divided into two micro-batches: the rows of the first; 0: nowhere.
+ */
+uint32_t engine_divide(const struct engine *e, const struct step *step);
 
 /* Builds the graph of a step (or finds that the last one fits) and fills its inputs; then computes
  * it. Without anything of the other ranks. */

@@ -1,6 +1,7 @@
 #include "engine/sampler.h"
 
 #include "base/rng.h"
+#include "engine/slice.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -11,13 +12,8 @@
  * into the tail makes all ranks fetch the whole slices. */
 enum { CANDIDATES_MAX = 1024, CANDIDATES_DEFAULT = 256 };
 
-struct candidate {
-    float logit; /* after bias and penalties, before temperature */
-    int32_t token;
-};
-
 struct summary_head {
-    float max;  /* best logit of the slice; -INFINITY when it is empty */
+    float max;  /* best logit of the slice, after bias and penalties; -INFINITY when it is empty */
     float sum;  /* of exp((logit - max) / temperature) over the slice; 0 when it is not needed */
     uint32_t n; /* candidates that follow */
     uint32_t is_whole; /* 1: the candidates are the whole slice */
@@ -28,7 +24,9 @@ struct sampler {
     float *adjusted; /* [n_vocab] a slice, or the gathered whole */
     float *gathered; /* [n ranks][n_vocab], made when first needed */
     size_t gathered_cap;
-    uint32_t *counts;         /* [n_vocab] occurrences, all zero between calls */
+    uint32_t *counts; /* [n_vocab] occurrences, all zero between calls */
+    int32_t *allowed; /* [allowed_cap] token ids, made when first needed */
+    size_t allowed_cap;
     struct candidate *merged; /* [merged_cap] */
     size_t merged_cap;
     uint8_t *wire; /* summaries of all ranks */
@@ -99,6 +97,7 @@ void sampler_free(struct sampler *s)
     free(s->adjusted);
     free(s->gathered);
     free(s->counts);
+    free(s->allowed);
     free(s->merged);
     free(s->wire);
     free(s);
@@ -149,116 +148,51 @@ static void penalize(struct sampler *s, const struct sampling *p, float *logits,
         counts[tokens[i]] = 0;
 }
 
-static const float *adjust(struct sampler *s, const struct sampling *p, const float *logits,
-                           struct range vocab, const int32_t *tokens, uint32_t n_tokens)
+/* Tokens that are not allowed leave the slice: what is not there cannot be chosen. from may be
+ * s->adjusted. */
+static int keep_allowed(struct sampler *s, const float *from, struct range vocab,
+                        const uint8_t *mask, struct slice *slice, struct error *err)
+{
+    int rc = ensure((void **)&s->allowed, &s->allowed_cap, s->n_vocab, sizeof(*s->allowed), err);
+    if (rc != 0)
+        return rc;
+    uint32_t n = 0;
+    for (uint32_t id = vocab.begin; id < vocab.end; id++) {
+        if (id % 8 == 0 && mask[id / 8] == 0) {
+            id += 7;
+            continue;
+        }
+        if (!sampler_mask_allows(mask, id))
+            continue;
+        s->adjusted[n] = from[id - vocab.begin];
+        s->allowed[n++] = (int32_t)id;
+    }
+    *slice = (struct slice){.logits = s->adjusted, .ids = s->allowed, .n = n};
+    return 0;
+}
+
+/* The slice with bias, penalties and without what the mask excludes. */
+static int adjust(struct sampler *s, const struct sampling *p, const float *logits,
+                  struct range vocab, const uint8_t *mask, const int32_t *tokens, uint32_t n_tokens,
+                  struct slice *ret_slice, struct error *err)
 {
     bool has_penalty =
         p->repetition_penalty != 1 || p->frequency_penalty != 0 || p->presence_penalty != 0;
-    if ((p->n_bias == 0 && !has_penalty) || vocab.end == vocab.begin)
-        return logits;
-    memcpy(s->adjusted, logits, (vocab.end - vocab.begin) * sizeof(float));
-    add_bias(p, s->adjusted, vocab);
-    if (has_penalty)
-        penalize(s, p, s->adjusted, vocab, tokens, n_tokens);
-    return s->adjusted;
-}
-
-/* ---- the best candidates of a slice ---- */
-
-/* Order of candidates: higher logit first, then lower token id. */
-static int is_before(struct candidate a, struct candidate b)
-{
-    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
-}
-
-static int compare(const void *a, const void *b)
-{
-    const struct candidate *x = a, *y = b;
-    return is_before(*x, *y) ? -1 : is_before(*y, *x);
-}
-
-/* Restores the heap (worst candidate on top) after its top was replaced. */
-static void sift_down(struct candidate *heap, uint32_t n)
-{
-    for (uint32_t i = 0;;) {
-        uint32_t worst = i, left = 2 * i + 1, right = left + 1;
-        if (left < n && is_before(heap[worst], heap[left]))
-            worst = left;
-        if (right < n && is_before(heap[worst], heap[right]))
-            worst = right;
-        if (worst == i)
-            return;
-        struct candidate t = heap[i];
-        heap[i] = heap[worst];
-        heap[worst] = t;
-        i = worst;
-    }
-}
-
-/* The n_max best of the slice, in order. Returns how many. */
-static uint32_t select_best(const float *logits, struct range vocab, uint32_t n_max,
-                            struct candidate *best)
-{
-    uint32_t n_slice = vocab.end - vocab.begin, n = n_slice < n_max ? n_slice : n_max;
+    uint32_t n = vocab.end - vocab.begin;
+    *ret_slice = (struct slice){.logits = logits, .first = vocab.begin, .n = n};
     if (n == 0)
         return 0;
-    for (uint32_t i = 0; i < n; i++)
-        best[i] = (struct candidate){logits[i], (int32_t)(vocab.begin + i)};
-    qsort(best, n, sizeof(*best), compare);
-    for (uint32_t i = 0; i < n / 2; i++) { /* worst first is a heap */
-        struct candidate t = best[i];
-        best[i] = best[n - 1 - i];
-        best[n - 1 - i] = t;
+    if (p->n_bias > 0 || has_penalty) {
+        memcpy(s->adjusted, logits, n * sizeof(float));
+        add_bias(p, s->adjusted, vocab);
+        if (has_penalty)
+            penalize(s, p, s->adjusted, vocab, tokens, n_tokens);
+        ret_slice->logits = s->adjusted;
     }
-    float threshold = best[0].logit; /* a later token with an equal logit never goes before */
-    for (uint32_t i = n; i < n_slice; i++)
-        if (logits[i] > threshold) {
-            best[0] = (struct candidate){logits[i], (int32_t)(vocab.begin + i)};
-            sift_down(best, n);
-            threshold = best[0].logit;
-        }
-    qsort(best, n, sizeof(*best), compare);
-    return n;
+    return mask != NULL ? keep_allowed(s, ret_slice->logits, vocab, mask, ret_slice, err) : 0;
 }
 
-/* exp(x) for x <= 0, relative error below 2e-7, written so that compilers vectorize loops over it:
- * 2^k by exponent bits, 2^f on [-1/2, 1/2] by the Taylor polynomial of degree 7. */
-static inline float exp_negative(float x)
-{
-    float y = x * 1.44269504f;
-    y = y < -126.0f ? -126.0f : y;
-    float k = (float)(int32_t)(y - 0.5f); /* rounds to nearest for y <= 0 */
-    float f = (y - k) * 0.693147181f;
-    float p = 1.0f +
-              f * (1.0f + f * (0.5f + f * (1.66666667e-1f +
-                                           f * (4.16666667e-2f +
-                                                f * (8.33333333e-3f +
-                                                     f * (1.38888889e-3f + f * 1.98412698e-4f))))));
-    union {
-        int32_t i;
-        float f;
-    } scale = {.i = ((int32_t)k + 127) << 23};
-    return p * scale.f;
-}
-
-static float sum_of_exponentials(const float *logits, uint32_t n, float max,
-                                 float inverse_temperature)
-{
-    enum { LANES = 16, BLOCK = 4096 };
-    double sum = 0;
-    for (uint32_t begin = 0; begin < n; begin += BLOCK) {
-        uint32_t end = n - begin < BLOCK ? n : begin + BLOCK, i = begin;
-        float lane[LANES] = {0};
-        for (; i + LANES <= end; i += LANES)
-            for (uint32_t j = 0; j < LANES; j++)
-                lane[j] += exp_negative((logits[i + j] - max) * inverse_temperature);
-        for (; i < end; i++)
-            lane[0] += exp_negative((logits[i] - max) * inverse_temperature);
-        for (uint32_t j = 0; j < LANES; j++)
-            sum += (double)lane[j];
-    }
-    return (float)sum;
-}
+/* ---- what a rank says of its slice ---- */
 
 static size_t summary_bytes(uint32_t n_max)
 {
@@ -266,19 +200,18 @@ static size_t summary_bytes(uint32_t n_max)
 }
 
 /* best[n_max] is work space. */
-static void summarize(const struct sampling *p, const float *logits, struct range vocab,
-                      uint32_t n_max, struct candidate *best, uint8_t *out)
+static void summarize(const struct sampling *p, const struct slice *slice, uint32_t n_max,
+                      struct candidate *best, uint8_t *out)
 {
-    uint32_t n_slice = vocab.end - vocab.begin;
     struct summary_head head = {.max = -INFINITY};
     memset(out, 0, summary_bytes(n_max));
-    head.n = select_best(logits, vocab, n_max, best);
-    head.is_whole = head.n == n_slice;
+    head.n = slice_select(slice, n_max, best);
+    head.is_whole = head.n == slice->n;
     if (head.n > 0)
         head.max = best[0].logit;
     /* With top-k inside the candidates the sum over the rest plays no part. */
     if (p->temperature > 0 && (p->top_k == 0 || p->top_k > n_max))
-        head.sum = sum_of_exponentials(logits, n_slice, head.max, 1 / p->temperature);
+        head.sum = slice_sum(slice, head.max, 1 / p->temperature);
     memcpy(out, &head, sizeof(head));
     memcpy(out + sizeof(head), best, head.n * sizeof(*best));
 }
@@ -314,7 +247,7 @@ static int merge(struct sampler *s, const struct sampling *p, const uint8_t *wir
         max = head.max > max ? head.max : max;
         if (!head.is_whole) {
             pool.is_whole = false;
-            if (is_before(s->merged[pool.n - 1], limit))
+            if (candidate_is_before(s->merged[pool.n - 1], limit))
                 limit = s->merged[pool.n - 1];
         }
     }
@@ -326,9 +259,11 @@ static int merge(struct sampler *s, const struct sampling *p, const uint8_t *wir
                 (double)head.sum * exp(((double)head.max - (double)max) / (double)p->temperature);
     }
     if (n_ranks > 1)
-        qsort(s->merged, pool.n, sizeof(*s->merged), compare);
-    while (pool.n_exact < pool.n && !is_before(limit, s->merged[pool.n_exact]))
+        qsort(s->merged, pool.n, sizeof(*s->merged), candidate_compare);
+    while (pool.n_exact < pool.n && !candidate_is_before(limit, s->merged[pool.n_exact]))
         pool.n_exact++;
+    if (pool.n == 0)
+        return error_set(err, E_INVALID, "the mask allows no token");
     if (pool.n_exact == 0) {
         error_set(err, E_INTERNAL, "no candidates to sample from: the logits are not numbers");
         return E_INTERNAL;
@@ -391,8 +326,9 @@ static bool draw(const struct sampling *p, const struct pool *pool, double unifo
 
 /* The rare case: everybody's whole slice. Every rank works out the same pool of the whole
  * vocabulary. */
-static int gather_all(struct sampler *s, const float *logits, struct range vocab, struct comm *comm,
-                      struct comm_group group, struct pool *ret_pool, struct error *err)
+static int gather_all(struct sampler *s, const struct slice *slice, struct range vocab,
+                      const uint8_t *mask, struct comm *comm, struct comm_group group,
+                      struct pool *ret_pool, struct error *err)
 {
     uint32_t n_ranks = comm != NULL ? group.n : 1;
     size_t stride = s->n_vocab + 2; /* slice bounds in front */
@@ -405,8 +341,10 @@ static int gather_all(struct sampler *s, const float *logits, struct range vocab
     float *mine = s->gathered + n_ranks * stride;
     memset(mine, 0, stride * sizeof(float));
     memcpy(mine, &vocab, sizeof(vocab));
-    if (vocab.end > vocab.begin)
-        memcpy(mine + 2, logits, (vocab.end - vocab.begin) * sizeof(float));
+    if (slice->n > 0 && slice->ids == NULL)
+        memcpy(mine + 2, slice->logits, slice->n * sizeof(float));
+    for (uint32_t i = 0; i < slice->n && slice->ids != NULL; i++)
+        mine[2 + (uint32_t)slice->ids[i] - vocab.begin] = slice->logits[i];
     if (comm != NULL)
         rc = comm_all_gather(comm, group, mine, stride * sizeof(float), s->gathered, err);
     else
@@ -414,19 +352,20 @@ static int gather_all(struct sampler *s, const float *logits, struct range vocab
 
     struct pool pool = {.best = s->merged, .is_whole = true};
     for (uint32_t r = 0; r < n_ranks && rc == 0; r++) {
-        const float *slice = s->gathered + r * stride;
+        const float *logits = s->gathered + r * stride;
         struct range range;
-        memcpy(&range, slice, sizeof(range));
+        memcpy(&range, logits, sizeof(range));
         if (range.end > s->n_vocab || range.begin > range.end ||
             range.end - range.begin > s->n_vocab - pool.n)
             return error_set(err, E_PROTOCOL, "a rank sent logits of tokens %u to %u", range.begin,
                              range.end);
         for (uint32_t i = range.begin; i < range.end; i++)
-            s->merged[pool.n++] = (struct candidate){slice[2 + i - range.begin], (int32_t)i};
+            if (mask == NULL || sampler_mask_allows(mask, i))
+                s->merged[pool.n++] = (struct candidate){logits[2 + i - range.begin], (int32_t)i};
     }
     if (rc != 0)
         return rc;
-    qsort(s->merged, pool.n, sizeof(*s->merged), compare);
+    qsort(s->merged, pool.n, sizeof(*s->merged), candidate_compare);
     pool.n_exact = pool.n;
     *ret_pool = pool;
     return 0;
@@ -442,19 +381,22 @@ static uint32_t candidates_wanted(const struct sampling *p)
 }
 
 int sampler_choose(struct sampler *s, const struct sampling *sampling, const float *logits,
-                   struct range vocab, const int32_t *tokens, uint32_t n_tokens, struct comm *comm,
-                   struct comm_group group, struct sampler_choice *ret_choice, struct error *err)
+                   struct range vocab, const uint8_t *mask, const int32_t *tokens,
+                   uint32_t n_tokens, struct comm *comm, struct comm_group group,
+                   struct sampler_choice *ret_choice, struct error *err)
 {
     uint32_t n_max = candidates_wanted(sampling), n_ranks = comm != NULL ? group.n : 1;
-    logits = adjust(s, sampling, logits, vocab, tokens, n_tokens);
-    int rc = ensure((void **)&s->wire, &s->wire_cap, (n_ranks + 1) * summary_bytes(n_max), 1, err);
+    struct slice slice;
+    int rc = adjust(s, sampling, logits, vocab, mask, tokens, n_tokens, &slice, err);
+    if (rc == 0)
+        rc = ensure((void **)&s->wire, &s->wire_cap, (n_ranks + 1) * summary_bytes(n_max), 1, err);
     if (rc == 0)
         rc = ensure((void **)&s->merged, &s->merged_cap, (size_t)n_ranks * n_max,
                     sizeof(*s->merged), err);
     if (rc != 0)
         return rc;
     uint8_t *mine = comm != NULL ? s->wire + n_ranks * summary_bytes(n_max) : s->wire;
-    summarize(sampling, logits, vocab, n_max, s->merged, mine);
+    summarize(sampling, &slice, n_max, s->merged, mine);
     if (comm != NULL)
         rc = comm_all_gather(comm, group, mine, summary_bytes(n_max), s->wire, err);
     struct pool pool;
@@ -467,7 +409,7 @@ int sampler_choose(struct sampler *s, const struct sampling *sampling, const flo
     if (sampling->temperature > 0) {
         double uniform = rng_uniform(sampling->seed, n_tokens, 0);
         if (!draw(sampling, &pool, uniform, &index)) {
-            rc = gather_all(s, logits, vocab, comm, group, &pool, err);
+            rc = gather_all(s, &slice, vocab, mask, comm, group, &pool, err);
             if (rc != 0)
                 return rc;
             draw(sampling, &pool, uniform, &index);

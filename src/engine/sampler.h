@@ -4,8 +4,9 @@
  * and every rank makes the same choice. Random numbers are keyed by (seed, position), so a run that
  * is repeated from the middle chooses the same tokens.
  *
- * Order of operations: logit bias, penalties (over all tokens of the sequence), temperature, top-k,
- * top-p, min-p. Temperature 0 is greedy. Ties go to the lower token id. Thread: no shared state.
+ * Order of operations: logit bias, penalties (over all tokens of the sequence), mask, temperature,
+ * top-k, top-p, min-p. Temperature 0 is greedy. Ties go to the lower token id. Thread: no shared
+ * state.
  */
 #ifndef SHOAL_ENGINE_SAMPLER_H
 #define SHOAL_ENGINE_SAMPLER_H
@@ -15,6 +16,7 @@
 #include "comm/comm.h"
 #include "model/shard.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct logit_bias {
@@ -55,10 +57,24 @@ int sampler_new(uint32_t n_vocab, struct sampler **ret_sampler, struct error *er
 void sampler_free(struct sampler *s);
 
 /* Chooses the token that follows tokens[n_tokens]. logits[vocab.end - vocab.begin] are this rank's
- * slice and are not changed. comm NULL: the slice is the whole vocabulary. All ranks of group call
- * it with the same settings and tokens. Errors: those of comm. */
+ * slice and are not changed. mask: bits over the whole vocabulary, token i in byte i / 8,
+ * [sampler_mask_bytes(n_vocab)]; tokens whose bit is 0 are as if they did not exist; NULL: all may
+ * be chosen. comm NULL: the slice
+ * is the whole vocabulary. All ranks of group call it with the same settings, mask and tokens.
+ * Errors: E_INVALID when the mask allows nothing; those of comm. */
 int sampler_choose(struct sampler *s, const struct sampling *sampling, const float *logits,
-                   struct range vocab, const int32_t *tokens, uint32_t n_tokens, struct comm *comm,
-                   struct comm_group group, struct sampler_choice *ret_choice, struct error *err);
+                   struct range vocab, const uint8_t *mask, const int32_t *tokens,
+                   uint32_t n_tokens, struct comm *comm, struct comm_group group,
+                   struct sampler_choice *ret_choice, struct error *err);
+
+static inline uint32_t sampler_mask_bytes(uint32_t n_vocab)
+{
+    return (n_vocab + 7) / 8;
+}
+
+static inline bool sampler_mask_allows(const uint8_t *mask, uint32_t token)
+{
+    return mask[token / 8] >> token % 8 & 1;
+}
 
 #endif

@@ -2,9 +2,23 @@
 
 #include "base/clock.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- a step ---- */
+
+/* A mask that allows nothing must not be met when half of the step is done. */
+static bool check_asked(const struct engine *e, const struct step_part *part)
+{
+    uint32_t n_vocab = e->model->config.n_vocab, id = 0;
+    if (part->n_logprobs > 1 + LIMIT_TOP_LOGPROBS)
+        return false;
+    if (part->mask == NULL)
+        return true;
+    while (id < n_vocab && !sampler_mask_allows(part->mask, id))
+        id += part->mask[id / 8] == 0 ? 8 : 1;
+    return id < n_vocab && part->output == STEP_OUTPUT_LAST;
+}
 
 static int check_step(const struct engine *e, const struct step *step, struct error *err)
 {
@@ -31,6 +45,13 @@ static int check_step(const struct engine *e, const struct step *step, struct er
         seen |= (uint64_t)1 << part->slot;
         n += part->n_tokens;
     }
+    for (uint32_t i = 0; i < step->n_parts; i++)
+        if (!check_asked(e, &step->part[i]))
+            return error_set(
+                err, E_INVALID,
+                "part %u of the step asks for %u log-probabilities, or has a mask that "
+                "allows nothing or is for more than one token",
+                i, step->part[i].n_logprobs);
     if (n != step->n_tokens)
         return error_set(err, E_INVALID, "the parts of the step have %u tokens, not %u", n,
                          step->n_tokens);
@@ -67,12 +88,41 @@ static struct graph_part make_part(const struct engine *e, uint32_t slot, uint32
     return part;
 }
 
+/* Which of two rows is nearer to the middle of n; the first if both are. */
+static uint32_t nearer_middle(uint32_t n, uint32_t a, uint32_t b)
+{
+    uint32_t from_a = 2 * a > n ? 2 * a - n : n - 2 * a, from_b = 2 * b > n ? 2 * b - n : n - 2 * b;
+    return from_b < from_a ? b : a;
+}
+
+/* Between parts, or in a part where its attention comes out the same: ggml has another kernel for
+ * fewer rows than make a tile of its own. All ranks come to the same row. */
+uint32_t engine_divide(const struct engine *e, const struct step *step)
+{
+    enum { TILE = 64, ALIGN = 16 /* rows that products are made of at once */ };
+    uint32_t n = step->n_tokens, middle = (n / 2 + ALIGN / 2) / ALIGN * ALIGN, best = 0, row = 0;
+    if (e->overlap_rows_min == 0 || n < e->overlap_rows_min)
+        return 0;
+    for (uint32_t i = 0; i < step->n_parts; i++) {
+        uint32_t end = row + step->part[i].n_tokens;
+        best = nearer_middle(n, best, end);
+        if (end - row >= 2 * TILE)
+            best = nearer_middle(n, best,
+                                 middle < row + TILE   ? row + TILE
+                                 : middle > end - TILE ? end - TILE
+                                                       : middle);
+        row = end;
+    }
+    return best >= n / 4 && n - best >= n / 4 ? best : 0;
+}
+
 /* Neighbouring parts of single rows are one part of the graph. */
 static void make_shape(const struct engine *e, const struct step *step,
                        struct graph_shape *ret_shape)
 {
     struct graph_part *rows = NULL; /* the graph's last part, if it has single rows */
-    *ret_shape = (struct graph_shape){.n_tokens = step->n_tokens};
+    *ret_shape =
+        (struct graph_shape){.n_tokens = step->n_tokens, .n_early = engine_divide(e, step)};
     for (uint32_t i = 0; i < step->n_parts; i++) {
         const struct step_part *part = &step->part[i];
         uint32_t n_after = e->kv.slot[part->slot].n_tokens + part->n_tokens;
@@ -261,10 +311,15 @@ static int sample(struct engine *e, const struct step *step, struct error *err)
         const struct sampling *sampling = &e->sampling[step->part[i].slot];
         uint32_t n_outputs = part_n_outputs(&step->part[i]);
         for (uint32_t n = n_outputs; n > 0 && rc == 0; n--) {
+            const float *logits = engine_logits(e, e->n_rows, NULL);
+            uint32_t n_logprobs = step->part[i].n_logprobs;
             struct sampler_choice choice;
-            rc = sampler_choose(e->sampler, sampling, engine_logits(e, e->n_rows, NULL),
-                                e->shard.vocab, slot->tokens, slot->n_tokens - (n - 1), comm,
-                                e->link.group, &choice, err);
+            rc = sampler_choose(e->sampler, sampling, logits, e->shard.vocab, step->part[i].mask,
+                                slot->tokens, slot->n_tokens - (n - 1), comm, e->link.group,
+                                &choice, err);
+            if (rc == 0 && n_logprobs > 0)
+                rc = logprobs_compute(logits, e->shard.vocab, choice.token, n_logprobs - 1, comm,
+                                      e->link.group, &e->logprobs[e->n_rows], err);
             e->rows[e->n_rows++] =
                 (struct step_row){choice.token, choice.logit, choice.logit_second};
         }
@@ -273,9 +328,23 @@ static int sample(struct engine *e, const struct step *step, struct error *err)
     return rc;
 }
 
+/* In the first step, where the ranks of the stage come together anyway. */
+static int agree_on_overlap(struct engine *e, struct error *err)
+{
+    bool overlaps = false;
+    int rc = 0;
+    if (e->step_number == 0 && e->overlap_rows_min == 0 && e->shard.n_stage_ranks > 1)
+        rc = comm_group_overlaps(e->comm, e->link.group, &overlaps, err);
+    if (overlaps)
+        e->overlap_rows_min = OVERLAP_ROWS_MIN;
+    return rc;
+}
+
 static int run_step(struct engine *e, const struct step *step, struct error *err)
 {
-    int rc = engine_prepare(e, step, err);
+    int rc = agree_on_overlap(e, err);
+    if (rc == 0)
+        rc = engine_prepare(e, step, err);
     if (rc != 0)
         return rc;
     const int32_t *tokens = step->tokens;
@@ -293,10 +362,29 @@ static int run_step(struct engine *e, const struct step *step, struct error *err
     return rc;
 }
 
+/* Whether the step asks for log-probabilities; then there is room for them. */
+static int prepare_logprobs(struct engine *e, const struct step *step, bool *ret_asked,
+                            struct error *err)
+{
+    *ret_asked = false;
+    for (uint32_t i = 0; i < step->n_parts; i++)
+        *ret_asked |= step->part[i].n_logprobs > 0;
+    if (!*ret_asked || e->logprobs != NULL)
+        return 0;
+    e->logprobs = calloc(e->options.n_batch, sizeof(*e->logprobs));
+    return e->logprobs != NULL
+               ? 0
+               : error_set(err, E_NOMEM, "no memory for log-probabilities of %u tokens",
+                           e->options.n_batch);
+}
+
 int engine_step(struct engine *e, const struct step *step, struct step_result *ret_result,
                 struct error *err)
 {
+    bool has_logprobs = false;
     int rc = check_step(e, step, err);
+    if (rc == 0)
+        rc = prepare_logprobs(e, step, &has_logprobs, err);
     if (rc != 0)
         return rc;
     uint64_t start = clock_now_ns();
@@ -310,6 +398,7 @@ int engine_step(struct engine *e, const struct step *step, struct step_result *r
     e->timing.n_steps++;
     e->timing.n_tokens += step->n_tokens;
     e->timing.step_ns += clock_now_ns() - start;
-    *ret_result = (struct step_result){.n_rows = e->n_rows, .rows = e->rows};
+    *ret_result = (struct step_result){
+        .n_rows = e->n_rows, .rows = e->rows, .logprobs = has_logprobs ? e->logprobs : NULL};
     return 0;
 }

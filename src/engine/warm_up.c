@@ -57,7 +57,7 @@ static int run_alone(struct engine *e, uint32_t n, uint64_t *ret_ns, struct erro
     const float *logits = rc == 0 ? engine_logits(e, 0, &vocab) : NULL;
     struct sampler_choice choice;
     if (logits != NULL && vocab.end > vocab.begin)
-        rc = sampler_choose(e->sampler, &e->sampling[0], logits, vocab, tokens, n, NULL,
+        rc = sampler_choose(e->sampler, &e->sampling[0], logits, vocab, NULL, tokens, n, NULL,
                             e->link.group, &choice, err);
     *ret_ns = clock_now_ns() - start;
     free(tokens);

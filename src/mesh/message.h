@@ -51,9 +51,11 @@
 #include <stdint.h>
 
 enum {
-    MESH_PROTOCOL_VERSION = 3,
+    MESH_PROTOCOL_VERSION = 4,
     MESH_PROTOCOL_VERSION_MIN = 2, /* the oldest that this program still speaks */
     MESH_VERSION_PATHS = 3,        /* the first with probes and parts */
+    MESH_VERSION_GRAMMARS = 4,     /* the first whose SUBMIT may have a grammar or ask for
+                                      log-probabilities */
 };
 enum {
     MESH_HEADER_BYTES = 8,

@@ -36,9 +36,21 @@ static struct served_model *add_served(struct node *n, const struct desired_mode
     snprintf(s->id, sizeof(s->id), "%s", m->id);
     memcpy(s->hash, m->hash, sizeof(s->hash));
     s->api.id = s->id;
-    s->api.bos_text = s->api.eos_text = "";
+    s->api.bos_text = s->api.eos_text = s->api.architecture = s->api.quantization = "";
     n->served[n->n_served++] = s;
     return s;
+}
+
+/* What lists and descriptions say of it. */
+static void describe(struct served_model *s)
+{
+    const struct model_entry *facts = &s->file->facts;
+    s->api.architecture = facts->architecture;
+    s->api.quantization = facts->quantization;
+    s->api.n_parameters = facts->n_params;
+    s->api.file_bytes = facts->size_bytes;
+    for (size_t i = 0; i < sizeof(s->hash); i++)
+        snprintf(s->api.digest + 2 * i, 3, "%02x", s->hash[i]);
 }
 
 static void on_file(void *arg, struct model_file *file, const struct error *err)
@@ -61,6 +73,7 @@ static void on_file(void *arg, struct model_file *file, const struct error *err)
         s->api.chat_template = file->chat_template;
         s->api.bos_text = file->bos_text;
         s->api.eos_text = file->eos_text;
+        describe(s);
     }
     if (n->phase < NODE_STOPPING_RANKS)
         core_touch(n);
@@ -75,7 +88,7 @@ static void find_file(struct served_model *s, const struct desired_model *m)
     if (s->is_loading || uv_now(n->loop) < s->retry_ms || n->phase >= NODE_STOPPING_RANKS)
         return;
     memcpy(wanted.hash, m->hash, sizeof(wanted.hash));
-    model_file_candidates(&wanted, m->path, n->config.data_dir);
+    model_file_candidates(&wanted, m->path, n->config.data_dir, n->models);
     if (model_file_load(n->loop, &wanted, on_file, s) != 0)
         return;
     s->is_loading = true;
@@ -195,6 +208,9 @@ void backend_init(struct node *n, struct api_backend *ret_backend)
         .submit = submit,
         .cancel = cancel,
         .cluster_call = call_cluster,
+        .models_pull = library_api_pull,
+        .models_pull_cancel = library_api_cancel,
+        .models_remove = library_api_remove,
         .state_json = append_state,
         .health = append_health,
     };

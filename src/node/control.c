@@ -293,7 +293,7 @@ static int find_model_file(struct order *o, const char *model, struct error *err
     struct node *n = o->node;
     struct model_file_wanted wanted = {0};
     const char *draft = o->order.model.options.draft_model;
-    model_file_candidates(&wanted, model, n->config.data_dir);
+    model_file_candidates(&wanted, model, n->config.data_dir, n->models);
     if (draft[0] != '\0')
         model_file_draft_candidates(&wanted, draft, n->config.data_dir);
     model_file_id(model, o->order.model.id, sizeof(o->order.model.id));
@@ -631,7 +631,7 @@ int control_call(struct node *n, const char *verb, const char *body, size_t len,
     size_t at = 0;
     while (at < sizeof(table) / sizeof(table[0]) && strcmp(table[at].verb, verb) != 0)
         at++;
-    if (at == sizeof(table) / sizeof(table[0]))
+    if (at == sizeof(table) / sizeof(table[0]) && !library_is_order(verb))
         return error_set(err, E_NOTFOUND, "there is no order '%.64s'", verb);
     if (n->phase != NODE_RUNNING)
         return error_set(err, E_UNAVAILABLE, "this node is stopping");
@@ -639,6 +639,11 @@ int control_call(struct node *n, const char *verb, const char *body, size_t len,
     int rc = len > 0 ? json_parse(body, len, &doc, err) : 0;
     if (rc == 0 && doc != NULL && !json_is_object(doc))
         rc = error_set(err, E_INVALID, "the body must be a JSON object");
+    if (rc == 0 && library_is_order(verb)) {
+        rc = library_call(n, verb, doc, on_answer, arg, err);
+        json_decref(doc);
+        return rc;
+    }
     struct call c = {.node = n, .body = doc};
     if (rc == 0) {
         c.order = new_order(n, err);

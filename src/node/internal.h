@@ -12,6 +12,7 @@
  *   backend.c   what the API sees: models that should run, with their files
  *   peers.c     finding other nodes on the network
  *   paths.c     which way tensors go
+ *   library.c   the model files of this node, and fetching them
  *   measure.c   how fast this computer is
  *   telemetry.c how it fares: heat, power, memory
  *   state.c     the cluster's state as JSON
@@ -23,6 +24,7 @@
 #define SHOAL_NODE_INTERNAL_H
 
 #include "api/api.h"
+#include "base/json.h"
 #include "cluster/cluster.h"
 #include "cluster/router.h"
 #include "device/device.h"
@@ -36,7 +38,10 @@ struct hosted_rank; /* ranks.c */
 struct relay;       /* requests.c */
 struct order;       /* control.c */
 struct measure;     /* measure.c */
-struct held_frame;  /* paths.c */
+struct model_pull;  /* library.c */
+struct models;
+struct puller;
+struct held_frame; /* paths.c */
 
 struct instance { /* led by this node; one for each epoch that has not ended */
     struct instance *next;
@@ -87,7 +92,10 @@ struct node {
     struct cluster *cluster;
     struct router *router;
     struct store *store;
-    uv_work_t save_work; /* one at a time */
+    struct models *models;          /* any thread */
+    struct puller *puller;          /* fetches into them (store/pull.h) */
+    struct model_pull *model_pulls; /* newest first */
+    uv_work_t save_work;            /* one at a time */
     struct buf saving;
     struct error save_error;
     bool is_saving, is_save_due;
@@ -108,6 +116,7 @@ struct node {
     bool is_held_late; /* those must go now, whatever is known */
     struct relay *relays;
     uint64_t relay_last;
+    const struct message_tokens *delivered; /* what the router is just being given */
     uint64_t *cancels; /* requests whose client has left, of this turn of the loop */
     uint32_t n_cancels, cancels_max;
     uv_timer_t cancel_timer;
@@ -124,6 +133,7 @@ struct node {
     uint32_t n_handles;    /* timers */
     enum { NODE_RUNNING, NODE_DRAINING, NODE_CLOSING_API, NODE_STOPPING_RANKS, NODE_CLOSING } phase;
     bool is_api_closed, is_mesh_closed, is_discovery_closed;
+    bool is_puller_closing, is_puller_closed;
     void (*stopped)(void *arg);
     void *stopped_arg;
 };
@@ -273,6 +283,29 @@ void paths_json(const struct node *n, struct buf *b, const struct node_id *id);
 /* ---- state.c ---- */
 int state_json(struct node *n, struct buf *out);
 bool state_health(struct node *n, struct buf *out);
+
+/* ---- library.c ---- */
+int library_init(struct node *n, struct error *err);
+/* Cancels what is being fetched; node_check_stop when that is over. */
+void library_stop(struct node *n);
+void library_done(struct node *n);
+/* Begins to fetch the file that has this name elsewhere, if the catalogue knows it. Returns whether
+ * it is on its way. */
+bool library_want(struct node *n, const char *path);
+/* Orders about model files: models, show, remove, pull, pulls (docs/internals/models.md). The
+ * answer comes later, once. */
+bool library_is_order(const char *verb);
+int library_call(struct node *n, const char *verb, const json_t *body,
+                 void (*answer)(void *arg, int http_status, const char *json, size_t len),
+                 void *arg, struct error *err);
+
+/* ---- library_api.c: of struct api_backend ---- */
+int library_api_pull(void *self, const char *name, const struct api_pull_events *events, void *arg,
+                     uint64_t *ret_id, struct error *err);
+void library_api_cancel(void *self, uint64_t id);
+int library_api_remove(void *self, const char *name,
+                       void (*done)(void *arg, const struct error *err), void *arg,
+                       struct error *err);
 
 /* ---- measure.c ---- */
 /* Begins, if the disk does not know it yet; the figures come later. */

@@ -2,6 +2,7 @@
 
 #include "base/log.h"
 #include "runner/draft_model.h"
+#include "store/model_facts.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,6 +64,10 @@ static int open_path(const struct model_file_wanted *w, const char *path,
                        path);
     if (rc == 0 && w->with_text)
         rc = load_text(f, err);
+    if (rc == 0 && w->with_text)
+        model_facts_read(path, &f->facts);
+    if (rc == 0)
+        f->facts.size_bytes = gguf_file_size(f->model->file);
     if (rc != 0) {
         model_file_free(f);
         return rc;
@@ -84,6 +89,31 @@ static int find_draft(const struct model_file_wanted *w, struct model_file *f, s
     return rc;
 }
 
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
+}
+
+/* By the name of a card, or in other folders. With a hash it is a path of another computer, of
+ * which only the file's name means something here. */
+static int open_named(struct load *l)
+{
+    const struct model_file_wanted *w = &l->wanted;
+    const char *name = w->has_hash ? base_name(w->path[0]) : w->path[0];
+    struct error err = {0};
+    struct model_entry *e = malloc(sizeof(*e));
+    int rc = e != NULL ? models_find(w->models, name, e, &err) : E_NOMEM;
+    if (rc == 0) {
+        rc = open_path(w, e->path, &l->file, &err);
+        l->err = err;
+    } else if (rc == E_NOTFOUND && !w->has_hash && strchr(name, '/') == NULL) {
+        l->err = err; /* says how to get it */
+    }
+    free(e);
+    return rc;
+}
+
 static void do_load(uv_work_t *work)
 {
     struct load *l = work->data;
@@ -99,6 +129,8 @@ static void do_load(uv_work_t *work)
         if (rc != E_NOTFOUND)
             break;
     }
+    if (rc == E_NOTFOUND && l->wanted.models != NULL)
+        rc = open_named(l);
     if (rc == 0)
         error_clear(&l->err);
     if (rc == 0 && find_draft(&l->wanted, l->file, &l->err) != 0) {
@@ -142,12 +174,6 @@ void model_file_free(struct model_file *f)
     free(f);
 }
 
-static const char *base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash != NULL ? slash + 1 : path;
-}
-
 static bool has_suffix(const char *name)
 {
     size_t len = strlen(name);
@@ -166,8 +192,10 @@ static uint32_t list_places(const char *path, const char *data_dir, char ret_pat
     return n > 0 && (size_t)n < sizeof(ret_paths[1]) ? 2 : 1;
 }
 
-void model_file_candidates(struct model_file_wanted *w, const char *path, const char *data_dir)
+void model_file_candidates(struct model_file_wanted *w, const char *path, const char *data_dir,
+                           struct models *models)
 {
+    w->models = models;
     w->n_paths = list_places(path, data_dir, w->path);
 }
 

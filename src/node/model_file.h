@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "model/model.h"
+#include "store/models.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -23,14 +24,16 @@ struct model_file {
     struct chat_template *chat_template; /* NULL: the model has none that can be used */
     char bos_text[64], eos_text[64];
     uint32_t n_end;
-    int32_t end[32];       /* tokens that end a generation */
-    char draft_path[4096]; /* of the small model that was looked for, too */
-    uint64_t draft_bytes;  /* what that takes in memory */
+    int32_t end[32];          /* tokens that end a generation */
+    char draft_path[4096];    /* of the small model that was looked for, too */
+    uint64_t draft_bytes;     /* what that takes in memory */
+    struct model_entry facts; /* loaded with text: what the file says of itself */
 };
 
 struct model_file_wanted {
     uint32_t n_paths;
-    char path[2][4096]; /* tried in this order */
+    char path[2][4096];    /* tried in this order */
+    struct models *models; /* then the first path as a name of one of these; NULL: not */
     bool has_hash;
     uint8_t hash[32]; /* files with another one are passed over */
     bool with_text;
@@ -48,8 +51,9 @@ int model_file_load(uv_loop_t *loop, const struct model_file_wanted *wanted,
 void model_file_free(struct model_file *f); /* NULL is fine */
 
 /* Adds the places where a file may be: as given, and by its name in data_dir/models (with .gguf
- * added when missing). */
-void model_file_candidates(struct model_file_wanted *w, const char *path, const char *data_dir);
+ * added when missing); then, if models is not NULL, whatever it finds by that name. */
+void model_file_candidates(struct model_file_wanted *w, const char *path, const char *data_dir,
+                           struct models *models);
 /* The same for a small model that is to guess ahead. */
 void model_file_draft_candidates(struct model_file_wanted *w, const char *path,
                                  const char *data_dir);

@@ -234,7 +234,9 @@ static int start_inside(struct node *n, struct error *err)
     if (rc != 0)
         return rc;
     n->id = *mesh_identity_id(n->identity);
-    rc = requests_init(n, err);
+    rc = library_init(n, err);
+    if (rc == 0)
+        rc = requests_init(n, err);
     return rc != 0 ? rc : core_init(n, err);
 }
 
@@ -242,6 +244,8 @@ static int start_inside(struct node *n, struct error *err)
 static int start_outside(struct node *n, struct error *err)
 {
     struct api_options api = {.host = n->config.api.host, .port = n->config.api.port};
+    if (n->config.api_keys[0] != '\0')
+        api.keys_file = n->config.api_keys;
     int rc = api_open(n->loop, &api, &n->backend, &n->api, err);
     if (rc == 0)
         rc = open_mesh(n, err);
@@ -353,6 +357,7 @@ static void begin_stopping_ranks(struct node *n)
     control_drop_all(n);
     paths_drop_all(n);
     measure_stop(n);
+    library_stop(n);
     instance_stop_all(n);
     ranks_stop_all(n);
 }
@@ -376,6 +381,7 @@ static void free_node(struct node *n)
     void *arg = n->stopped_arg;
     requests_done(n);
     backend_done(n);
+    library_done(n);
     core_done(n);
     mesh_identity_free(n->identity);
     if (n->lock >= 0)
@@ -398,7 +404,7 @@ void node_check_stop(struct node *n)
     if (n->phase == NODE_CLOSING_API && n->is_api_closed)
         begin_stopping_ranks(n);
     if (n->phase == NODE_STOPPING_RANKS && n->ranks == NULL && n->instances == NULL &&
-        n->n_loads == 0)
+        n->n_loads == 0 && n->is_puller_closed)
         begin_closing(n);
     if (n->phase == NODE_CLOSING && n->is_mesh_closed && n->is_discovery_closed &&
         n->n_handles == 0)

@@ -16,21 +16,28 @@
 
 struct node; /* opaque */
 
+enum { NODE_FOLDERS_MAX = 16 };
+
 struct node_config {
     char name[64];       /* "": the host's name */
     char data_dir[3072]; /* identity, trusted keys, state, models/; made if absent */
     char program[4096];  /* this program, for runners: `program runner` */
-    char model[4096];    /* file, or name of one in data_dir/models, that the cluster is to serve;
-                            "": whatever it serves already */
+    char model[4096];    /* file, or name of one that is here, that the cluster is to serve; "":
+                            whatever it serves already */
     struct mesh_address api, mesh;
+    char api_keys[4096]; /* file with keys for the API; "": nobody needs one */
     uint32_t n_peers;
     struct mesh_address peers[LIMIT_PEERS];
     uint32_t n_routes;
     struct mesh_route routes[MESH_ROUTES_MAX];
-    bool discovers;     /* announces itself by mDNS, and looks for others */
-    bool announces_mlx; /* as _mlx-worker._tcp, too */
-    bool is_closed;     /* takes no requests to join */
-    char split[32];     /* of the model; "": by the rule */
+    bool discovers;                 /* announces itself by mDNS, and looks for others */
+    bool announces_mlx;             /* as _mlx-worker._tcp, too */
+    bool is_closed;                 /* takes no requests to join */
+    char hub[1024], hub_token[512]; /* where models are fetched from; "": the default, none */
+    bool is_offline;                /* nothing is fetched */
+    uint32_t n_folders;             /* with models, beside data_dir/models; only read */
+    char folders[NODE_FOLDERS_MAX][1024];
+    char split[32]; /* of the model; "": by the rule */
     enum placement_rule rule;
     uint32_t n_threads;              /* of this node, shared by its ranks; 0: all cores */
     struct instance_options options; /* of models that are loaded here without others */

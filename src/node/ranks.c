@@ -327,6 +327,8 @@ static void on_file_found(void *arg, struct model_file *file, const struct error
         node_check_stop(n);
         return;
     }
+    if (library_want(n, h->load.model_path))
+        error_wrap(&err, err.code, "the file is being fetched");
     error_wrap(&err, err.code, "node %s", n->config.name);
     log_warn("node", "rank=%u epoch=%llx cannot start: %s", h->rank,
              (unsigned long long)h->owner.epoch, err.message);
@@ -348,7 +350,8 @@ static int find_file(struct hosted_rank *h, const struct mesh_rank_start *m)
             return 0;
         }
     memcpy(wanted.hash, m->model_hash, sizeof(wanted.hash));
-    model_file_candidates(&wanted, m->path, n->config.data_dir);
+    snprintf(h->load.model_path, sizeof(h->load.model_path), "%s", m->path);
+    model_file_candidates(&wanted, m->path, n->config.data_dir, n->models);
     int rc = model_file_load(n->loop, &wanted, on_file_found, h);
     if (rc == 0)
         n->n_loads++;

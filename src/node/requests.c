@@ -23,6 +23,12 @@ struct relay {
     bool is_abandoned; /* the origin is gone: the answer goes nowhere */
 };
 
+/* What the router keeps of a request beside its tokens. */
+struct wishes {
+    struct message_submit submit;
+    char grammar[]; /* [submit.n_grammar_bytes] */
+};
+
 struct client_request { /* arg of the router's callbacks */
     struct api_generation_events events;
     void *arg;
@@ -183,7 +189,9 @@ static bool is_there(void *self, const struct router_place *p)
 static int send_attempt(void *self, const struct router_attempt *a)
 {
     struct node *n = self;
-    struct message_submit m = *(const struct message_submit *)a->user;
+    const struct wishes *wishes = a->user;
+    struct message_submit m = wishes->submit;
+    m.grammar = wishes->grammar;
     m.request = a->attempt;
     m.n_max = a->n_max;
     m.n_tokens = a->n_tokens;
@@ -194,6 +202,9 @@ static int send_attempt(void *self, const struct router_attempt *a)
     struct buf frame, b;
     if (link == NULL)
         return E_UNAVAILABLE;
+    if ((m.has_grammar || m.n_logprobs > 0) &&
+        mesh_link_hello(link)->version < MESH_VERSION_GRAMMARS)
+        return E_UNSUPPORTED;
     buf_init(&frame, LIMIT_CONTROL_FRAME_BYTES);
     message_encode_submit(&frame, &m);
     struct mesh_submit submit = {.instance = a->place.instance,
@@ -229,7 +240,11 @@ static void send_cancel(void *self, const struct router_place *place, uint64_t a
 static void give_tokens(void *self, void *arg, const int32_t *tokens, uint32_t n_tokens)
 {
     const struct client_request *c = arg;
-    (void)self;
+    const struct node *n = self;
+    const struct message_tokens *m = n->delivered;
+    /* The router passes on a part of what it was given. */
+    if (c->events.logprobs != NULL && m->logprobs != NULL && n_tokens > 0)
+        c->events.logprobs(c->arg, tokens, m->logprobs + (tokens - m->tokens), n_tokens);
     if (c->events.tokens != NULL)
         c->events.tokens(c->arg, tokens, n_tokens);
 }
@@ -283,6 +298,38 @@ int requests_init(struct node *n, struct error *err)
     return router_new(&callbacks, &n->router, err);
 }
 
+/* Gives tokens of an attempt to the router. */
+static void deliver(struct node *n, uint64_t attempt, const struct message_tokens *m)
+{
+    const struct message_tokens *outer = n->delivered;
+    n->delivered = m;
+    router_on_tokens(n->router, attempt, m->n_before, m->tokens, m->n_tokens, uv_now(n->loop));
+    n->delivered = outer;
+}
+
+static struct wishes *make_wishes(const struct served_model *served, const struct api_generation *g,
+                                  size_t *ret_bytes)
+{
+    size_t n_grammar = g->grammar != NULL ? g->grammar->len : 0;
+    *ret_bytes = sizeof(struct wishes) + n_grammar;
+    struct wishes *w = calloc(1, *ret_bytes);
+    if (w == NULL)
+        return NULL;
+    struct message_submit *m = &w->submit;
+    m->sampling = g->sampling;
+    m->n_end = served->file->n_end;
+    memcpy(m->end, served->file->end, sizeof(m->end));
+    m->n_logprobs = g->wants_logprobs ? 1 + g->n_top_logprobs : 0;
+    if (g->grammar != NULL) {
+        m->has_grammar = true;
+        m->grammar_kind = g->grammar->kind;
+        m->n_grammar_bytes = (uint32_t)n_grammar;
+        if (n_grammar > 0)
+            memcpy(w->grammar, g->grammar->text, n_grammar);
+    }
+    return w;
+}
+
 int requests_submit(struct node *n, const struct api_generation *g,
                     const struct api_generation_events *events, void *arg, uint64_t *ret_id,
                     struct error *err)
@@ -293,27 +340,31 @@ int requests_submit(struct node *n, const struct api_generation *g,
     if (served->file == NULL)
         return error_set(err, E_UNAVAILABLE, "model %s is not ready: it is loading or has failed",
                          served->id);
-    struct message_submit *m = calloc(1, sizeof(*m));
+    if (g->grammar != NULL && g->grammar->len > LIMIT_GRAMMAR_BYTES)
+        return error_set(err, E_LIMIT, "the grammar has %zu bytes: at most %u", g->grammar->len,
+                         LIMIT_GRAMMAR_BYTES);
+    if (g->wants_logprobs && g->n_top_logprobs > LIMIT_TOP_LOGPROBS)
+        return error_set(err, E_INVALID, "top_logprobs is %u: at most %d", g->n_top_logprobs,
+                         LIMIT_TOP_LOGPROBS);
+    size_t wishes_bytes;
+    struct wishes *w = make_wishes(served, g, &wishes_bytes);
     struct client_request *c = calloc(1, sizeof(*c));
-    if (m == NULL || c == NULL) {
-        free(m);
+    if (w == NULL || c == NULL) {
+        free(w);
         free(c);
         return error_set(err, E_NOMEM, "out of memory for a request");
     }
     *c = (struct client_request){.events = *events, .arg = arg};
-    m->sampling = g->sampling;
-    m->n_end = served->file->n_end;
-    memcpy(m->end, served->file->end, sizeof(m->end));
     struct router_request q = {
         .model_id = served->id,
         .tokens = g->tokens,
         .n_tokens = g->n_tokens,
         .n_max = g->n_max,
-        .user = m,
-        .user_len = sizeof(*m),
+        .user = w,
+        .user_len = wishes_bytes,
     };
     int rc = router_submit(n->router, &q, c, uv_now(n->loop), ret_id, err);
-    free(m);
+    free(w);
     if (rc != 0)
         free(c);
     return rc;
@@ -418,8 +469,7 @@ static void relay_tokens(struct node *n, struct relay *r, struct message_tokens 
     if (r->is_abandoned)
         return;
     if (is_ours(n, &r->origin)) {
-        router_on_tokens(n->router, r->attempt, m->n_before, m->tokens, m->n_tokens,
-                         uv_now(n->loop));
+        deliver(n, r->attempt, m);
         return;
     }
     m->request = r->attempt;
@@ -447,13 +497,14 @@ static void relay_progress(struct node *n, struct relay *r, struct message_progr
 int requests_on_frame(struct node *n, const struct message *m, struct error *err)
 {
     struct message_tokens tokens;
+    struct logprobs logprobs[MESSAGE_LOGPROBS_MAX];
     struct message_progress progress;
     struct message_done done;
     struct relay *r;
     int rc;
     switch (m->type) {
     case MESSAGE_TOKENS:
-        rc = message_decode_tokens(m, &tokens, err);
+        rc = message_decode_tokens(m, &tokens, logprobs, err);
         if (rc == 0 && (r = find_relay(n, tokens.request)) != NULL)
             relay_tokens(n, r, &tokens);
         return rc;
@@ -476,16 +527,16 @@ int requests_on_event(struct node *n, const struct mesh_link *from, const struct
                       struct error *err)
 {
     struct message_tokens tokens;
+    struct logprobs logprobs[MESSAGE_LOGPROBS_MAX];
     struct message_progress progress;
     struct message_done done;
     int rc;
     (void)from;
     switch (m->type) {
     case MESSAGE_TOKENS:
-        rc = message_decode_tokens(m, &tokens, err);
+        rc = message_decode_tokens(m, &tokens, logprobs, err);
         if (rc == 0)
-            router_on_tokens(n->router, tokens.request, tokens.n_before, tokens.tokens,
-                             tokens.n_tokens, uv_now(n->loop));
+            deliver(n, tokens.request, &tokens);
         return rc;
     case MESSAGE_PROGRESS:
         rc = message_decode_progress(m, &progress, err);

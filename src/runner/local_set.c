@@ -453,6 +453,8 @@ static int read_model(struct local_set *s, const struct local_set_options *o, ui
     if (rc == 0)
         rc = split_parse(o->split != NULL ? o->split : "pipeline", s->n_ranks,
                          model->config.n_layer, NULL, &s->split, err);
+    if (rc == 0)
+        split_count_head(&s->split, model->config.n_layer, model_head_layers(model));
     uint64_t draft_bytes;
     if (rc == 0 && o->draft_path[0] != '\0')
         rc = draft_model_check_file(model, o->draft_path, &draft_bytes, err);

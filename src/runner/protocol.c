@@ -144,6 +144,15 @@ int message_encode_submit(struct buf *b, const struct message_submit *m)
     buf_reserve(b, (size_t)m->n_tokens * 4);
     for (uint32_t i = 0; i < m->n_tokens && b->error == 0; i++)
         buf_append_u32(b, (uint32_t)m->tokens[i]);
+    if (m->n_logprobs > 0 || m->has_grammar) {
+        buf_append_u32(b, m->n_logprobs);
+        buf_append_u8(b, m->has_grammar);
+    }
+    if (m->has_grammar) {
+        buf_append_u8(b, (uint8_t)m->grammar_kind);
+        buf_append_u32(b, m->n_grammar_bytes);
+        buf_append(b, m->grammar, m->n_grammar_bytes);
+    }
     return finish_frame(b, start, MESSAGE_SUBMIT);
 }
 
@@ -233,8 +242,10 @@ int message_encode_tokens(struct buf *b, const struct message_tokens *m)
     buf_append_u64(b, m->request);
     buf_append_u32(b, m->n_before);
     buf_append_u32(b, m->n_tokens);
-    for (uint32_t i = 0; i < m->n_tokens && i < sizeof(m->tokens) / sizeof(m->tokens[0]); i++)
+    for (uint32_t i = 0; i < m->n_tokens && i < MESSAGE_TOKENS_MAX; i++)
         buf_append_u32(b, (uint32_t)m->tokens[i]);
+    for (uint32_t i = 0; m->logprobs != NULL && i < m->n_tokens && i < MESSAGE_LOGPROBS_MAX; i++)
+        wire_put_logprobs(b, &m->logprobs[i]);
     return finish_frame(b, start, MESSAGE_TOKENS);
 }
 

@@ -5,7 +5,8 @@
  * Frame: u32 length of the payload, u16 type, u16 zero, payload; all integers little-endian.
  * Payloads are the structs below, field by field in this order; strings are u32 length + bytes;
  * lists are u32 count + items. A frame that is too long, of an unknown type, or has bytes missing
- * or left over is a protocol error: the link is closed. The conversation:
+ * or left over is a protocol error: the link is closed. What a grammar or log-probabilities add to
+ * SUBMIT and TOKENS stands at the end, and only where it was asked for. The conversation:
  *
  *   node: LOAD       runner: LISTENING (data-plane port), or FAILED
  *   node: CONNECT    runner: LOADING (progress) ..., READY, or FAILED
@@ -23,6 +24,7 @@
 #include "base/buf.h"
 #include "base/error.h"
 #include "engine/engine.h"
+#include "text/grammar.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -74,7 +76,13 @@ struct message_submit {
     uint32_t n_end; /* tokens that end the generation (not delivered) */
     int32_t end[32];
     uint32_t n_tokens;
-    const int32_t *tokens; /* prompt; */
+    const int32_t *tokens; /* prompt; with sampling.n_prompt below n_tokens the rest of it was
+                              generated before */
+    uint32_t n_logprobs;   /* as in struct step_part */
+    bool has_grammar;      /* what is generated follows it */
+    enum grammar_kind grammar_kind;
+    uint32_t n_grammar_bytes; /* at most LIMIT_GRAMMAR_BYTES */
+    const char *grammar;
 };
 
 enum finish_reason { FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED, FINISH_ERROR };
@@ -88,11 +96,15 @@ struct message_done {
     char message[ERROR_MESSAGE_BYTES];
 };
 
+enum { MESSAGE_TOKENS_MAX = 256, MESSAGE_LOGPROBS_MAX = LIMIT_DRAFT_TOKENS + 1 };
+
 struct message_tokens {
     uint64_t request;
     uint32_t n_before; /* tokens of this request that were sent before these */
     uint32_t n_tokens;
-    int32_t tokens[256];
+    int32_t tokens[MESSAGE_TOKENS_MAX];
+    const struct logprobs *logprobs; /* [n_tokens], which is at most MESSAGE_LOGPROBS_MAX then;
+                                        NULL: not asked for */
 };
 
 struct message_progress {
@@ -162,7 +174,8 @@ int64_t message_next(const void *data, size_t n, struct message *ret_message, st
 /* Each reads the payload of a frame of its type. Errors: E_PROTOCOL (names the field). */
 int message_decode_load(const struct message *m, struct message_load *ret, struct error *err);
 int message_decode_connect(const struct message *m, struct message_connect *ret, struct error *err);
-/* ret->tokens is a copy that the caller frees with free(). */
+/* ret->tokens is a copy that the caller frees with free(); the grammar lies in the same piece of
+ * memory. */
 int message_decode_submit(const struct message *m, struct message_submit *ret, struct error *err);
 int message_decode_u64(const struct message *m, uint64_t *ret,
                        struct error *err); /* CANCEL, PING, RELEASED */
@@ -172,7 +185,10 @@ int message_decode_ready(const struct message *m, struct message_ready *ret, str
 int message_decode_failed(const struct message *m, struct message_failed *ret, struct error *err);
 int message_decode_progress(const struct message *m, struct message_progress *ret,
                             struct error *err);
-int message_decode_tokens(const struct message *m, struct message_tokens *ret, struct error *err);
+/* ret_logprobs: [MESSAGE_LOGPROBS_MAX] room for what ret->logprobs points to; NULL: of no interest,
+ * and ret->logprobs is NULL. */
+int message_decode_tokens(const struct message *m, struct message_tokens *ret,
+                          struct logprobs *ret_logprobs, struct error *err);
 int message_decode_done(const struct message *m, struct message_done *ret, struct error *err);
 int message_decode_pong(const struct message *m, struct message_pong *ret, struct error *err);
 

@@ -143,6 +143,30 @@ int message_decode_connect(const struct message *m, struct message_connect *ret,
     return finish(&c, "connect", err);
 }
 
+/* What stands behind the tokens only when there is something to say. */
+static int decode_wishes(struct cursor *c, struct message_submit *ret, const void **ret_grammar,
+                         struct error *err)
+{
+    ret->n_logprobs = cursor_u32(c);
+    uint8_t has_grammar = cursor_u8(c);
+    if (ret->n_logprobs > 1 + LIMIT_TOP_LOGPROBS)
+        return error_set(err, E_PROTOCOL, "submit.n_logprobs: %u, at most %d are allowed",
+                         ret->n_logprobs, 1 + LIMIT_TOP_LOGPROBS);
+    if (has_grammar > 1 || (has_grammar == 0 && ret->n_logprobs == 0))
+        return error_set(err, E_PROTOCOL, "submit.has_grammar: %u", has_grammar);
+    if (has_grammar == 0)
+        return 0;
+    ret->has_grammar = true;
+    uint8_t kind = cursor_u8(c);
+    ret->n_grammar_bytes = cursor_u32(c);
+    *ret_grammar = cursor_bytes(c, ret->n_grammar_bytes);
+    if (kind >= GRAMMAR_KIND_COUNT || ret->n_grammar_bytes > LIMIT_GRAMMAR_BYTES)
+        return error_set(err, E_PROTOCOL, "submit.grammar: kind %u, %u bytes", kind,
+                         ret->n_grammar_bytes);
+    ret->grammar_kind = (enum grammar_kind)kind;
+    return 0;
+}
+
 int message_decode_submit(const struct message *m, struct message_submit *ret, struct error *err)
 {
     struct cursor c = begin(m);
@@ -161,21 +185,32 @@ int message_decode_submit(const struct message *m, struct message_submit *ret, s
     ret->n_tokens = cursor_u32(&c);
     if (ret->n_max == 0)
         return error_set(err, E_PROTOCOL, "submit.n_max: 0, must be at least 1");
-    /* Checked against the bytes that are there before memory is taken. */
-    if (cursor_left(&c) != (size_t)ret->n_tokens * 4)
+    /* Checked against the bytes that are there before memory is taken; what is left over is told
+     * by what follows the tokens. */
+    size_t tokens_bytes = (size_t)ret->n_tokens * 4;
+    const uint8_t *wire = cursor_bytes(&c, tokens_bytes);
+    if (wire == NULL)
         return error_set(err, E_PROTOCOL, "submit.tokens: %zu bytes for %u tokens", cursor_left(&c),
                          ret->n_tokens);
-    int32_t *tokens = malloc(ret->n_tokens > 0 ? (size_t)ret->n_tokens * sizeof(*tokens) : 1);
+    const void *grammar = NULL;
+    rc = cursor_left(&c) > 0 ? decode_wishes(&c, ret, &grammar, err) : 0;
+    if (rc == 0)
+        rc = finish(&c, "submit", err);
+    if (rc != 0)
+        return rc;
+    int32_t *tokens = malloc(tokens_bytes + ret->n_grammar_bytes + 1);
     if (tokens == NULL)
         return error_set(err, E_NOMEM, "submit: no memory for %u tokens", ret->n_tokens);
+    struct cursor list;
+    cursor_init(&list, wire, tokens_bytes);
     for (uint32_t i = 0; i < ret->n_tokens; i++)
-        tokens[i] = (int32_t)cursor_u32(&c);
-    rc = finish(&c, "submit", err);
-    if (rc != 0) {
-        free(tokens);
-        return rc;
-    }
+        tokens[i] = (int32_t)cursor_u32(&list);
+    char *text = (char *)(tokens + ret->n_tokens);
+    if (ret->n_grammar_bytes > 0)
+        memcpy(text, grammar, ret->n_grammar_bytes);
+    text[ret->n_grammar_bytes] = '\0';
     ret->tokens = tokens;
+    ret->grammar = ret->has_grammar ? text : NULL;
     return 0;
 }
 
@@ -266,18 +301,27 @@ int message_decode_progress(const struct message *m, struct message_progress *re
     return rc;
 }
 
-int message_decode_tokens(const struct message *m, struct message_tokens *ret, struct error *err)
+int message_decode_tokens(const struct message *m, struct message_tokens *ret,
+                          struct logprobs *ret_logprobs, struct error *err)
 {
     struct cursor c = begin(m);
     memset(ret, 0, sizeof(*ret));
     ret->request = cursor_u64(&c);
     ret->n_before = cursor_u32(&c);
     ret->n_tokens = cursor_u32(&c);
-    if (ret->n_tokens > sizeof(ret->tokens) / sizeof(ret->tokens[0]))
-        return error_set(err, E_PROTOCOL, "tokens.n_tokens: %u, at most %zu are allowed",
-                         ret->n_tokens, sizeof(ret->tokens) / sizeof(ret->tokens[0]));
+    if (ret->n_tokens > MESSAGE_TOKENS_MAX)
+        return error_set(err, E_PROTOCOL, "tokens.n_tokens: %u, at most %d are allowed",
+                         ret->n_tokens, MESSAGE_TOKENS_MAX);
     for (uint32_t i = 0; i < ret->n_tokens; i++)
         ret->tokens[i] = (int32_t)cursor_u32(&c);
+    bool has_logprobs = cursor_left(&c) > 0 && ret->n_tokens <= MESSAGE_LOGPROBS_MAX;
+    for (uint32_t i = 0; i < ret->n_tokens && has_logprobs; i++) {
+        struct logprobs unwanted;
+        int rc = wire_get_logprobs(&c, ret_logprobs != NULL ? &ret_logprobs[i] : &unwanted, err);
+        if (rc != 0)
+            return error_wrap(err, rc, "tokens");
+    }
+    ret->logprobs = has_logprobs ? ret_logprobs : NULL;
     return finish(&c, "tokens", err);
 }
 

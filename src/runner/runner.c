@@ -5,6 +5,7 @@
 #include "engine/weights.h"
 #include "runner/control.h"
 #include "runner/draft_model.h"
+#include "runner/plan.h"
 #include "runner/serve.h"
 
 #include <openssl/evp.h>
@@ -147,6 +148,7 @@ int runner_hash_program(const struct message_load *load, const uint8_t model_has
     struct buf b;
     buf_init(&b, 65536);
     buf_append_str(&b, "shoal " SHOAL_VERSION "\n");
+    buf_append_u32(&b, PLAN_VERSION);
     buf_append(&b, model_hash, 32);
     split_encode(&load->split, &b);
     buf_append_u32(&b, load->engine.n_ctx);
@@ -282,6 +284,7 @@ static int run(struct runner *r, struct error *err)
         .n_stages = split->n_stages,
         .rows_rank = split->stage[split->n_stages - 1].rank_first,
         .n_vocab = r->model->config.n_vocab,
+        .model_path = r->load.model_path,
         .n_chunk = r->load.n_chunk,
         .n_draft = r->load.n_draft,
         .timeout_ms = r->load.timeout_ms != 0 ? r->load.timeout_ms : COMM_TIMEOUT_MS,

@@ -78,6 +78,7 @@ static void free_request(const struct scheduler *s, struct request *r)
     for (uint32_t i = 0; i < DRAFT_KINDS; i++)
         if (s->source[i] != NULL)
             s->source[i]->end(r->guesses[i]);
+    scheduler_grammar_free(r);
     free(r->tokens);
     free(r);
 }
@@ -161,6 +162,7 @@ static struct request *copy_request(const struct scheduler *s, const struct mess
     }
     memcpy(tokens, m->tokens, (size_t)m->n_tokens * sizeof(*tokens));
     r->submit = *m;
+    r->submit.grammar = NULL; /* its text is not needed any more */
     r->submit.tokens = r->tokens = tokens;
     r->n_tokens = m->n_tokens;
     r->slot = SCHEDULER_NONE;
@@ -173,9 +175,31 @@ static struct request *copy_request(const struct scheduler *s, const struct mess
 int scheduler_submit(struct scheduler *s, const struct message_submit *m, uint64_t now_ns,
                      struct error *err)
 {
-    if (is_known(s, m->request))
+    return scheduler_submit_grammar(s, m, NULL, now_ns, err);
+}
+
+/* Returns whether the request can run; otherwise it has been answered, and is gone. */
+static bool begin_grammar(struct scheduler *s, struct request *r, uint64_t now_ns)
+{
+    bool is_over = false;
+    struct error e = {0};
+    if (scheduler_grammar_begin(s, r, &is_over, &e) != 0)
+        scheduler_end(s, r, FINISH_ERROR, &e, now_ns);
+    else if (is_over)
+        scheduler_end(s, r, FINISH_STOP, NULL, now_ns);
+    else
+        return true;
+    return false;
+}
+
+int scheduler_submit_grammar(struct scheduler *s, const struct message_submit *m,
+                             struct grammar *grammar, uint64_t now_ns, struct error *err)
+{
+    if (is_known(s, m->request)) {
+        grammar_free(grammar);
         return error_set(err, E_PROTOCOL, "request %llu is running already",
                          (unsigned long long)m->request);
+    }
     struct error e = {0};
     struct request *r = NULL;
     if (check_submit(s, m, &e) == 0) {
@@ -184,9 +208,13 @@ int scheduler_submit(struct scheduler *s, const struct message_submit *m, uint64
             error_set(&e, E_NOMEM, "no memory for a prompt of %u tokens", m->n_tokens);
     }
     if (r == NULL) {
+        grammar_free(grammar);
         answer_error(s, m->request, m->n_tokens, &e);
         return 0;
     }
+    r->grammar = grammar;
+    if (grammar != NULL && !begin_grammar(s, r, now_ns))
+        return 0;
     r->order = ++s->n_submitted;
     *s->queue_end = r;
     s->queue_end = &r->next;
@@ -240,18 +268,18 @@ static void leave_flights(struct scheduler *s, const struct request *r)
 }
 
 static void end_running(struct scheduler *s, struct request *r, enum finish_reason reason,
-                        uint64_t now_ns)
+                        const struct error *e, uint64_t now_ns)
 {
     leave_flights(s, r);
     scheduler_stop(s, r);
-    scheduler_end(s, r, reason, NULL, now_ns);
+    scheduler_end(s, r, reason, e, now_ns);
 }
 
 void scheduler_cancel(struct scheduler *s, uint64_t request, uint64_t now_ns)
 {
     for (uint32_t i = 0; i < s->n_running; i++)
         if (s->running[i]->submit.request == request) {
-            end_running(s, s->running[i], FINISH_CANCELLED, now_ns);
+            end_running(s, s->running[i], FINISH_CANCELLED, NULL, now_ns);
             return;
         }
     for (struct request **p = &s->queue; *p != NULL; p = &(*p)->next)
@@ -299,10 +327,13 @@ static void measure(struct scheduler *s, const struct flight *f, uint64_t now_ns
 /* Tokens of a part: the first is what the model chose; each further one counts as long as the draft
  * that it was chosen after was right. */
 static void take_rows(struct scheduler *s, struct request *r, struct flight_part *part,
-                      const struct step_row *rows, uint64_t now_ns)
+                      const struct step_row *rows, const struct logprobs *logprobs, uint64_t now_ns)
 {
     struct message_tokens m = {.request = r->submit.request, .n_before = r->n_generated};
     bool is_stopped = false;
+    struct error e = {0};
+    if (r->submit.n_logprobs > 0)
+        m.logprobs = logprobs;
     uint32_t n_right = 0;
     if (r->first_token_ns == 0)
         r->first_token_ns = now_ns;
@@ -317,6 +348,8 @@ static void take_rows(struct scheduler *s, struct request *r, struct flight_part
         r->n_generated++;
         m.tokens[m.n_tokens++] = rows[i].token;
         n_right += is_right;
+        if (r->grammar != NULL && r->n_generated < r->n_max)
+            scheduler_grammar_follow(s, r, rows[i].token, &is_stopped, &e);
         if (!is_right || r->n_generated == r->n_max)
             break;
     }
@@ -325,8 +358,10 @@ static void take_rows(struct scheduler *s, struct request *r, struct flight_part
     s->stats.n_generated_tokens += m.n_tokens;
     if (m.n_tokens > 0)
         s->output.tokens(s->output.arg, &m);
-    if (is_stopped || r->n_generated == r->n_max)
-        end_running(s, r, is_stopped ? FINISH_STOP : FINISH_LENGTH, now_ns);
+    if (e.code != 0)
+        end_running(s, r, FINISH_ERROR, &e, now_ns);
+    else if (is_stopped || r->n_generated == r->n_max)
+        end_running(s, r, is_stopped ? FINISH_STOP : FINISH_LENGTH, NULL, now_ns);
 }
 
 static void tell_progress(struct scheduler *s, struct request *r, const struct flight_part *part)
@@ -341,7 +376,8 @@ static void tell_progress(struct scheduler *s, struct request *r, const struct f
     s->output.progress(s->output.arg, &m);
 }
 
-void scheduler_result(struct scheduler *s, const struct step_row *rows, uint64_t now_ns)
+void scheduler_result(struct scheduler *s, const struct step_row *rows,
+                      const struct logprobs *logprobs, uint64_t now_ns)
 {
     struct flight *f = &s->flight[s->flight_first];
     s->flight_first = (s->flight_first + 1) % SCHEDULER_IN_FLIGHT_MAX;
@@ -356,9 +392,10 @@ void scheduler_result(struct scheduler *s, const struct step_row *rows, uint64_t
             if (part->is_prompt)
                 tell_progress(s, r, part);
             if (part->n_rows > 0)
-                take_rows(s, r, part, rows, now_ns);
+                take_rows(s, r, part, rows, logprobs, now_ns);
         }
         rows += part->n_rows;
+        logprobs += logprobs != NULL ? part->n_rows : 0;
     }
     measure(s, f, now_ns);
 }

@@ -61,14 +61,22 @@ void scheduler_free(struct scheduler *s);
  * answered. */
 int scheduler_submit(struct scheduler *s, const struct message_submit *m, uint64_t now_ns,
                      struct error *err);
+/* The same for a request that has a grammar, which has been told what was generated before
+ * (m->tokens behind m->sampling.n_prompt). Takes the grammar, also on failure. A sequence ends with
+ * FINISH_STOP where nothing can follow. */
+int scheduler_submit_grammar(struct scheduler *s, const struct message_submit *m,
+                             struct grammar *grammar, uint64_t now_ns, struct error *err);
 /* Ends a request with DONE (cancelled) at once; unknown ones are ignored. What steps under way
  * still compute for it is dropped when they end. */
 void scheduler_cancel(struct scheduler *s, uint64_t request, uint64_t now_ns);
-/* Fills in the next step, except its number. Returns false when there is nothing to do before a
+/* Fills in the next step, except its number. Masks are borrowed until the step's result, or until
+ * a request is cancelled. Returns false when there is nothing to do before a
  * result, or when n_in_flight steps are under way. */
 bool scheduler_plan(struct scheduler *s, uint64_t now_ns, struct plan *ret_plan);
-/* The rows of the oldest step under way: plan_n_rows of them. */
-void scheduler_result(struct scheduler *s, const struct step_row *rows, uint64_t now_ns);
+/* The rows of the oldest step under way: plan_n_rows of them. logprobs: of the rows that ask; NULL
+ * when none does. */
+void scheduler_result(struct scheduler *s, const struct step_row *rows,
+                      const struct logprobs *logprobs, uint64_t now_ns);
 
 uint32_t scheduler_n_in_flight(const struct scheduler *s);
 uint32_t scheduler_n_running(const struct scheduler *s);

@@ -279,8 +279,8 @@ static uint32_t collect(struct scheduler *s, struct request *const *list, uint32
         look_out(s, n_list, n_rows_max, &outlook);
     for (uint32_t i = 0; i < n_list; i++) {
         struct request *r = list[i];
-        uint32_t n = look_up(s, r);
-        if (s->source[DRAFT_MODEL] != NULL)
+        uint32_t n = r->grammar == NULL ? look_up(s, r) : 0;
+        if (s->source[DRAFT_MODEL] != NULL && r->grammar == NULL)
             n = ask_model(s, r, &outlook, n, &is_model_asked);
         offers[i] = (struct offer){.n = n, .chance = 1};
         offers[i].is_of_model = n > 0 && r->grade[0] >= DRAFT_MODEL_FIRST;

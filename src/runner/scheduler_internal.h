@@ -1,7 +1,7 @@
 /*
  * What the files of the scheduler share. scheduler.c: requests come, end, and get their results;
  * scheduler_plan.c: what goes into a step; scheduler_memory.c: slots and blocks; scheduler_draft.c:
- * guesses. Private to this folder.
+ * guesses; scheduler_grammar.c: what grammars allow. Private to this folder.
  */
 #ifndef SHOAL_RUNNER_SCHEDULER_INTERNAL_H
 #define SHOAL_RUNNER_SCHEDULER_INTERNAL_H
@@ -48,6 +48,9 @@ struct request {
     void *guesses[DRAFT_KINDS];        /* of the draft sources; NULL: none yet */
     uint8_t grade[LIMIT_DRAFT_TOKENS]; /* of the guesses under way, which lie behind the tokens */
     struct draft_rates rates;
+
+    struct grammar *grammar; /* knows all generated tokens; NULL: none */
+    uint8_t *mask;           /* of what may follow them, [sampler_mask_bytes] */
 };
 
 struct slot {
@@ -143,6 +146,17 @@ void scheduler_draft_result(struct scheduler *s, struct request *r, struct fligh
                             uint32_t n_right);
 /* A step without prompts took so long. */
 void scheduler_draft_measure(struct scheduler *s, const struct flight *f, uint64_t ns);
+
+/* ---- scheduler_grammar.c ---- */
+
+/* Works out what may come first. ret_is_over: nothing can. Errors: those of grammar_mask, E_NOMEM.
+ */
+int scheduler_grammar_begin(const struct scheduler *s, struct request *r, bool *ret_is_over,
+                            struct error *err);
+/* A token came: works out what may follow it. Likewise. */
+int scheduler_grammar_follow(const struct scheduler *s, struct request *r, int32_t token,
+                             bool *ret_is_over, struct error *err);
+void scheduler_grammar_free(struct request *r);
 
 static inline struct slot *scheduler_slot(struct scheduler *s, const struct request *r)
 {

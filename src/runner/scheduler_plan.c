@@ -5,7 +5,7 @@
 #include <string.h>
 
 enum {
-    PIPELINE_CHUNKS = 4,     /* chunks of a prompt for each stage, so that few wait at the ends */
+    PIPELINE_CHUNKS = 8,     /* chunks of a prompt for each stage, so that few wait at the ends */
     PIPELINE_CHUNK_MIN = 64, /* shorter ones cost more than they save */
     PIPELINE_CHUNK_STEP = 32,
 };
@@ -104,11 +104,18 @@ static void add_part(struct scheduler *s, struct plan *p, struct request *r, uin
                                                                                      : 1,
                                                .is_prompt = !scheduler_is_decoding(r),
                                                .grade = r->grade[0]};
-    p->part[p->n_parts++] = (struct plan_part){.slot = r->slot,
-                                               .n_tokens = n_tokens,
-                                               .output = output,
-                                               .n_past = r->n_past,
-                                               .prefix_hash = r->hash};
+    struct plan_part *part = &p->part[p->n_parts++];
+    *part = (struct plan_part){.slot = r->slot,
+                               .n_tokens = n_tokens,
+                               .output = output,
+                               .n_past = r->n_past,
+                               .prefix_hash = r->hash};
+    if (output != STEP_OUTPUT_NONE) {
+        part->n_logprobs = r->submit.n_logprobs;
+        part->mask = r->mask;
+        if (r->mask != NULL)
+            p->n_mask_bytes = sampler_mask_bytes(s->options.n_vocab);
+    }
     memcpy(p->tokens + p->n_tokens, r->tokens + r->n_past, n_tokens * sizeof(*p->tokens));
     p->n_tokens += n_tokens;
     r->planned_at = s->n_planned;
@@ -355,6 +362,7 @@ bool scheduler_plan(struct scheduler *s, uint64_t now_ns, struct plan *ret_plan)
         return false;
     p->kind = PLAN_STEP;
     p->n_copies = p->n_attaches = p->n_parts = p->n_blocks = p->n_tokens = 0;
+    p->n_mask_bytes = 0;
     s->n_planned++;
     s->draft_ns = 0;
     choose_parts(s, p, now_ns);

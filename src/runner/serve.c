@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "runner/grammars.h"
 #include "runner/plan.h"
 #include "runner/scheduler.h"
 
@@ -13,11 +14,13 @@ enum {
     TICK_MS = 1000,                   /* an idle head says so this often */
     STEPS_PER_TIMEOUT = 4,            /* steps are cut to stay this far below the comm's timeout */
     STEP_NUMBER_BYTES = 8,            /* before the rows of a step */
+    GRAMMAR_POLL_MS = 2,              /* while requests wait for their grammars, and nothing runs */
 };
 
 struct step_under_way { /* planned; its rows come from the last stage */
     uint64_t number;
     uint32_t n_rows;
+    struct plan_logprobs logprobs;
 };
 
 struct slot_hash {
@@ -31,15 +34,18 @@ struct server {
     struct serve_options o;
     struct engine_info info;
     struct scheduler *scheduler; /* rank 0 */
+    struct grammars *grammars;   /* likewise, once one was needed */
     struct plan *plan;
     uint64_t number; /* of the next step */
     struct slot_hash hash[LIMIT_SLOTS];
     struct step_under_way under_way[SCHEDULER_IN_FLIGHT_MAX]; /* a ring; rank 0 */
     uint32_t under_way_first, n_under_way;
-    struct step_row *rows; /* [LIMIT_BATCH_TOKENS] received ones */
-    struct buf wire;       /* a plan or rows on their way */
-    struct buf frames;     /* to the node */
-    uint8_t *received;     /* [PLAN_BYTES_MAX] */
+    struct step_row *rows;     /* [LIMIT_BATCH_TOKENS] received ones */
+    struct logprobs *logprobs; /* likewise, once some were asked for */
+    struct buf wire;           /* a plan or rows on their way */
+    struct buf frames;         /* to the node */
+    uint8_t *received;         /* [received_bytes] */
+    uint32_t received_bytes;
 };
 
 static struct comm_group all_ranks(const struct server *s)
@@ -77,7 +83,7 @@ static void publish_figures(struct server *s)
         comm_get_stats(s->o.comm, &figures.comm);
     if (s->scheduler != NULL) {
         figures.n_running = scheduler_n_running(s->scheduler);
-        figures.n_queued = scheduler_n_queued(s->scheduler);
+        figures.n_queued = scheduler_n_queued(s->scheduler) + grammars_n_waiting(s->grammars);
         scheduler_get_stats(s->scheduler, &figures.scheduler);
     }
     control_publish(s->o.control, &figures);
@@ -176,6 +182,9 @@ static int run_step(struct server *s, const struct plan *p, struct step_result *
     if (p->n_tokens > s->info.n_batch)
         return error_set(err, E_PROTOCOL, "plan of %u tokens, at most %u fit into a step",
                          p->n_tokens, s->info.n_batch);
+    if (p->n_mask_bytes != 0 && p->n_mask_bytes != sampler_mask_bytes(s->o.n_vocab))
+        return error_set(err, E_PROTOCOL, "plan with masks of %u bytes for a vocabulary of %u",
+                         p->n_mask_bytes, s->o.n_vocab);
     struct block_list blocks = {p->blocks};
     int rc = apply_attaches(s, p, &blocks, err);
     if (rc != 0)
@@ -188,8 +197,11 @@ static int run_step(struct server *s, const struct plan *p, struct step_result *
         rc = apply_part(s, part, &blocks, err);
         if (rc != 0)
             return rc;
-        step.part[i] = (struct step_part){
-            .slot = part->slot, .n_tokens = part->n_tokens, .output = part->output};
+        step.part[i] = (struct step_part){.slot = part->slot,
+                                          .n_tokens = part->n_tokens,
+                                          .output = part->output,
+                                          .n_logprobs = part->n_logprobs,
+                                          .mask = part->mask};
         struct slot_hash *h = &s->hash[part->slot];
         *h = (struct slot_hash){.now = plan_hash(h->now, tokens, part->n_tokens),
                                 .earlier = h->now,
@@ -228,6 +240,23 @@ static void send_frames(struct server *s)
     buf_reset(&s->frames);
 }
 
+static void refuse(struct server *s, const struct message_submit *m, const struct error *cause)
+{
+    struct message_done done = {.request = m->request,
+                                .reason = FINISH_ERROR,
+                                .code = cause->code,
+                                .n_prompt = m->n_tokens};
+    memcpy(done.message, cause->message, sizeof(done.message));
+    message_encode_done(&s->frames, &done);
+}
+
+/* Takes the tokens when it returns 0. */
+static int compile(struct server *s, const struct message_submit *m, struct error *err)
+{
+    int rc = s->grammars == NULL ? grammars_new(s->o.model_path, &s->grammars, err) : 0;
+    return rc == 0 ? grammars_submit(s->grammars, m, clock_now_ns(), err) : rc;
+}
+
 static int submit(struct server *s, const struct message *m, struct error *err)
 {
     struct message_submit submit;
@@ -235,18 +264,45 @@ static int submit(struct server *s, const struct message *m, struct error *err)
     if (rc != 0)
         return rc;
     struct error refused = {0};
-    if (sampling_check(&submit.sampling, s->o.n_vocab, &refused) != 0) {
-        struct message_done done = {.request = submit.request,
-                                    .reason = FINISH_ERROR,
-                                    .code = refused.code,
-                                    .n_prompt = submit.n_tokens};
-        memcpy(done.message, refused.message, sizeof(done.message));
-        message_encode_done(&s->frames, &done);
-    } else {
+    if (grammars_is_waiting(s->grammars, submit.request))
+        rc = error_set(err, E_PROTOCOL, "request %llu is running already",
+                       (unsigned long long)submit.request);
+    else if (sampling_check(&submit.sampling, s->o.n_vocab, &refused) != 0)
+        refuse(s, &submit, &refused);
+    else if (!submit.has_grammar)
         rc = scheduler_submit(s->scheduler, &submit, clock_now_ns(), err);
-    }
+    else if (compile(s, &submit, &refused) == 0)
+        return 0; /* the tokens are taken */
+    else
+        refuse(s, &submit, &refused);
     free((void *)(uintptr_t)submit.tokens);
     return rc;
+}
+
+/* Requests whose grammars are compiled go to the scheduler. */
+static int take_compiled(struct server *s, struct error *err)
+{
+    struct grammar_job *job;
+    int rc = 0;
+    while (rc == 0 && (job = grammars_take(s->grammars)) != NULL) {
+        if (job->grammar == NULL)
+            refuse(s, &job->submit, &job->error);
+        else
+            rc = scheduler_submit_grammar(s->scheduler, &job->submit, job->grammar,
+                                          job->submitted_ns, err);
+        job->grammar = NULL;
+        grammar_job_free(job);
+    }
+    return rc;
+}
+
+static void cancel(struct server *s, uint64_t request)
+{
+    if (grammars_cancel(s->grammars, request)) {
+        struct message_done done = {.request = request, .reason = FINISH_CANCELLED};
+        message_encode_done(&s->frames, &done);
+    }
+    scheduler_cancel(s->scheduler, request, clock_now_ns());
 }
 
 static int obey(struct server *s, const struct message *m, struct error *err)
@@ -257,7 +313,7 @@ static int obey(struct server *s, const struct message *m, struct error *err)
     if (s->scheduler != NULL && m->type == MESSAGE_CANCEL) {
         int rc = message_decode_u64(m, &request, err);
         if (rc == 0)
-            scheduler_cancel(s->scheduler, request, clock_now_ns());
+            cancel(s, request);
         return rc;
     }
     return error_set(err, E_PROTOCOL, "control frame of type %d is out of place in rank %u",
@@ -305,7 +361,9 @@ static int say(struct server *s, enum plan_kind kind, struct error *err)
  * without rows: the head counts on it when it decides how far to run ahead. */
 static int receive_rows(struct server *s, const struct step_under_way *step, struct error *err)
 {
-    size_t n = STEP_NUMBER_BYTES + (size_t)step->n_rows * PLAN_ROW_BYTES;
+    size_t rows_bytes = (size_t)step->n_rows * PLAN_ROW_BYTES,
+           logprobs_bytes = plan_logprobs_bytes(&step->logprobs),
+           n = STEP_NUMBER_BYTES + rows_bytes + logprobs_bytes;
     int rc = comm_recv(s->o.comm, s->o.rows_rank, s->received, n, err);
     if (rc != 0)
         return rc;
@@ -315,8 +373,16 @@ static int receive_rows(struct server *s, const struct step_under_way *step, str
     if (number != step->number)
         return error_set(err, E_PROTOCOL, "they are those of step %llu",
                          (unsigned long long)number);
-    return plan_decode_rows(s->received + STEP_NUMBER_BYTES, step->n_rows, s->o.n_vocab, s->rows,
-                            err);
+    rc =
+        plan_decode_rows(s->received + STEP_NUMBER_BYTES, step->n_rows, s->o.n_vocab, s->rows, err);
+    if (rc != 0 || logprobs_bytes == 0)
+        return rc;
+    if (s->logprobs == NULL)
+        s->logprobs = calloc(LIMIT_BATCH_TOKENS, sizeof(*s->logprobs));
+    if (s->logprobs == NULL)
+        return error_set(err, E_NOMEM, "no memory for log-probabilities");
+    return plan_decode_logprobs(s->received + STEP_NUMBER_BYTES + rows_bytes, &step->logprobs,
+                                s->o.n_vocab, s->logprobs, err);
 }
 
 /* Takes the rows of the oldest step under way to the scheduler; own: they were sampled here. */
@@ -334,7 +400,8 @@ static int finish_step(struct server *s, const struct step_result *own, struct e
     }
     s->under_way_first = (s->under_way_first + 1) % SCHEDULER_IN_FLIGHT_MAX;
     s->n_under_way--;
-    scheduler_result(s->scheduler, own != NULL ? own->rows : s->rows, clock_now_ns());
+    scheduler_result(s->scheduler, own != NULL ? own->rows : s->rows,
+                     own != NULL ? own->logprobs : s->logprobs, clock_now_ns());
     return 0;
 }
 
@@ -359,8 +426,11 @@ static int lead_step(struct server *s, struct error *err)
 {
     struct step_result result;
     s->plan->number = s->number;
-    s->under_way[(s->under_way_first + s->n_under_way++) % SCHEDULER_IN_FLIGHT_MAX] =
-        (struct step_under_way){.number = s->number, .n_rows = plan_n_rows(s->plan)};
+    struct step_under_way *step =
+        &s->under_way[(s->under_way_first + s->n_under_way++) % SCHEDULER_IN_FLIGHT_MAX];
+    step->number = s->number;
+    step->n_rows = plan_n_rows(s->plan);
+    plan_get_logprobs(s->plan, &step->logprobs);
     int rc = broadcast(s, s->plan, err);
     if (rc == 0)
         rc = run_step(s, s->plan, &result, err);
@@ -398,7 +468,11 @@ static int lead(struct server *s, struct error *err)
         uint32_t wait_ms = 0;
         if (is_idle && s->n_under_way == 0 && now_ns < tick_ns)
             wait_ms = (uint32_t)((tick_ns - now_ns) / 1000000) + 1;
+        if (wait_ms > GRAMMAR_POLL_MS && grammars_n_waiting(s->grammars) > 0)
+            wait_ms = GRAMMAR_POLL_MS;
         int rc = obey_commands(s, wait_ms, err);
+        if (rc == 0)
+            rc = take_compiled(s, err);
         send_frames(s);
         if (rc == E_CANCELLED) {
             struct error ignored; /* the others learn it from their nodes anyway */
@@ -420,6 +494,11 @@ static int send_rows(struct server *s, const struct step_result *result, struct 
     buf_reset(&s->wire);
     buf_append_u64(&s->wire, s->plan->number);
     int rc = plan_encode_rows(&s->wire, result->rows, result->n_rows);
+    if (rc == 0 && result->logprobs != NULL) {
+        struct plan_logprobs asked;
+        plan_get_logprobs(s->plan, &asked);
+        rc = plan_encode_logprobs(&s->wire, &asked, result->logprobs);
+    }
     if (rc != 0)
         return error_set(err, rc, "cannot encode the sampled tokens");
     return comm_send(s->o.comm, 0, s->wire.data, s->wire.len, err);
@@ -430,7 +509,7 @@ static int follow(struct server *s, struct error *err)
     uint32_t timeout_ms = LOAD_TIMEOUT_MS; /* for the first plan; then the comm's */
     for (;;) {
         size_t n;
-        int rc = comm_recv_any(s->o.comm, 0, s->received, PLAN_BYTES_MAX, &n, timeout_ms, err);
+        int rc = comm_recv_any(s->o.comm, 0, s->received, s->received_bytes, &n, timeout_ms, err);
         if (rc != 0)
             return error_wrap(err, rc, "waiting for the plan of step %llu",
                               (unsigned long long)s->number);
@@ -460,16 +539,17 @@ static int follow(struct server *s, struct error *err)
 
 static int start(struct server *s, struct error *err)
 {
-    buf_init(&s->wire, PLAN_BYTES_MAX);
+    engine_get_info(s->o.engine, &s->info);
+    s->received_bytes = plan_bytes_max(s->info.n_slots, s->o.n_vocab);
+    buf_init(&s->wire, s->received_bytes);
     buf_init(&s->frames, LIMIT_CONTROL_FRAME_BYTES);
     s->plan = malloc(sizeof(*s->plan));
     s->rows = malloc(LIMIT_BATCH_TOKENS * sizeof(*s->rows));
-    s->received = malloc(PLAN_BYTES_MAX);
+    s->received = malloc(s->received_bytes);
     if (s->plan == NULL || s->rows == NULL || s->received == NULL)
         return error_set(err, E_NOMEM, "no memory for step plans");
     for (uint32_t i = 0; i < LIMIT_SLOTS; i++)
         forget_hash(s, i);
-    engine_get_info(s->o.engine, &s->info);
     s->number = 1;
     if (s->o.rank != 0)
         return 0;
@@ -504,10 +584,12 @@ int serve(const struct serve_options *o, struct error *err)
         rc = o->rank == 0 ? lead(s, err) : follow(s, err);
     }
     scheduler_free(s->scheduler);
+    grammars_free(s->grammars);
     buf_done(&s->wire);
     buf_done(&s->frames);
     free(s->plan);
     free(s->rows);
+    free(s->logprobs);
     free(s->received);
     free(s);
     return rc;

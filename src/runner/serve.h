@@ -15,6 +15,7 @@ struct serve_options { /* all borrowed */
     uint32_t rank, n_ranks, n_stages;
     uint32_t rows_rank; /* first rank of the last stage: it has the sampled tokens */
     uint32_t n_vocab, n_ctx, timeout_ms;
+    const char *model_path;                 /* whose tokenizer grammars are for; rank 0 */
     uint32_t n_chunk, n_draft;              /* of the scheduler; rank 0 */
     const struct draft_source *draft_model; /* likewise */
 };

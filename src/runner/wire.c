@@ -53,3 +53,33 @@ int wire_get_sampling(struct cursor *c, struct sampling *ret, struct error *err)
         return error_set(err, E_PROTOCOL, "sampling: a setting is not a finite number");
     return 0;
 }
+
+int wire_put_logprobs(struct buf *b, const struct logprobs *l)
+{
+    buf_append_f32(b, l->chosen);
+    buf_append_u8(b, (uint8_t)l->n_top);
+    for (uint32_t i = 0; i < l->n_top && i < LIMIT_TOP_LOGPROBS; i++) {
+        buf_append_u32(b, (uint32_t)l->top[i].token);
+        buf_append_f32(b, l->top[i].logprob);
+    }
+    return b->error;
+}
+
+static bool is_logprob(float p)
+{
+    return p >= LOGPROB_MIN && p <= 0;
+}
+
+int wire_get_logprobs(struct cursor *c, struct logprobs *ret, struct error *err)
+{
+    *ret = (struct logprobs){.chosen = cursor_f32(c), .n_top = cursor_u8(c)};
+    bool is_fine = is_logprob(ret->chosen) && ret->n_top <= LIMIT_TOP_LOGPROBS;
+    for (uint32_t i = 0; i < ret->n_top && is_fine; i++) {
+        ret->top[i].token = (int32_t)cursor_u32(c);
+        ret->top[i].logprob = cursor_f32(c);
+        is_fine = ret->top[i].token >= 0 && is_logprob(ret->top[i].logprob);
+    }
+    if (c->failed)
+        return error_set(err, E_PROTOCOL, "log-probabilities: cut off");
+    return is_fine ? 0 : error_set(err, E_PROTOCOL, "log-probabilities: no such numbers");
+}

@@ -23,8 +23,10 @@ def find_program():
 
 
 class Server:
-    def __init__(self, program, *arguments):
-        self.process = subprocess.Popen([program, *arguments], stdout=subprocess.PIPE, text=True)
+    def __init__(self, program, *arguments, stderr=None):
+        self.process = subprocess.Popen(
+            [program, *arguments], stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
         line = self.process.stdout.readline()
         self.port = int(re.fullmatch(r"listening (\d+)\n", line).group(1))
         self.url = f"http://127.0.0.1:{self.port}"

@@ -1,6 +1,6 @@
 /* A body of POST /v1/chat/completions through the parser: no crash, and what is accepted is in
  * range, what is refused says why in JSON that can be read. */
-#include "api/chat_request.h"
+#include "api/openai.h"
 
 #include <math.h>
 #include <stdint.h>
@@ -22,6 +22,8 @@ static void check_request(const struct chat_request *r)
     size_t i;
     json_t *message;
     check(r->model != NULL && json_array_size(r->messages) > 0);
+    check(r->tool_choice != CHAT_TOOLS_NAMED || r->tool_name != NULL);
+    check(r->tool_choice != CHAT_TOOLS_REQUIRED || json_array_size(r->tools) > 0);
     json_array_foreach(r->messages, i, message)
     {
         const json_t *content = json_object_get(message, "content");
@@ -41,8 +43,15 @@ static void check_request(const struct chat_request *r)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct chat_request r;
-    struct openai_error e = {0};
-    if (chat_request_parse((const char *)data, size, &r, &e) == 0) {
+    struct api_error e = {0};
+    struct error parse_error;
+    chat_request_init(&r);
+    if (json_parse((const char *)data, size, &r.body, &parse_error) != 0 ||
+        !json_is_object(r.body)) {
+        json_decref(r.body);
+        return 0;
+    }
+    if (openai_chat_parse(&r, &e) == 0) {
         check_request(&r);
     } else {
         struct buf out;
@@ -50,7 +59,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         json_t *value = NULL;
         check(e.status >= 400 && e.status < 600 && e.message[0] != '\0');
         buf_init(&out, 65536);
-        openai_error_append(&out, &e);
+        api_error_append(&out, &e);
         check(json_parse(buf_str(&out), out.len, &value, &err) == 0);
         json_decref(value);
         buf_done(&out);

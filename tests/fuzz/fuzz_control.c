@@ -18,7 +18,7 @@ static void decode_plan(const uint8_t *data, size_t size)
 {
     struct plan *p = malloc(sizeof(*p));
     struct buf b;
-    buf_init(&b, PLAN_BYTES_MAX);
+    buf_init(&b, PLAN_BYTES_MAX + size);
     if (p != NULL && plan_decode(data, size, p, NULL) == 0) {
         plan_encode(&b, p);
         expect_same(&b, data, size);
@@ -33,6 +33,7 @@ static bool decode_frame(const struct message *m, struct buf *b)
 {
     static struct message_load load;
     static struct message_submit submit;
+    static struct logprobs logprobs[MESSAGE_LOGPROBS_MAX];
     union {
         struct message_connect connect;
         struct message_ready ready;
@@ -79,7 +80,7 @@ static bool decode_frame(const struct message *m, struct buf *b)
         return message_decode_progress(m, &u.progress, &err) == 0 &&
                message_encode_progress(b, &u.progress) == 0;
     case MESSAGE_TOKENS:
-        return message_decode_tokens(m, &u.tokens, &err) == 0 &&
+        return message_decode_tokens(m, &u.tokens, logprobs, &err) == 0 &&
                message_encode_tokens(b, &u.tokens) == 0;
     case MESSAGE_DONE:
         return message_decode_done(m, &u.done, &err) == 0 && message_encode_done(b, &u.done) == 0;

@@ -112,9 +112,10 @@ static void handle(void *arg, const struct http_request *q, struct http_response
     }
 }
 
-static void error_body(void *arg, int status, const char *message, struct buf *out)
+static void error_body(void *arg, const struct http_request *request, const char *id, int status,
+                       const char *message, struct buf *out)
 {
-    (void)arg;
+    (void)arg, (void)request, (void)id;
     buf_printf(out, "{\"status\":%d,\"message\":\"%s\"}", status, message);
 }
 

@@ -1,5 +1,6 @@
 /* Prompts: what users write never becomes a control token, and ordinary text gives the same tokens
  * as it would without that care. Real vocabularies come from SHOAL_TEST_MODELS. */
+#include "api/openai.h"
 #include "api/prompt.h"
 
 #include <setjmp.h>
@@ -67,7 +68,8 @@ static void load(const struct vocabulary *v, struct loaded *l)
         fail_msg("%s", err.message);
     buf_done(&half);
     buf_done(&source);
-    l->model = (struct prompt_model){l->tokenizer, l->chat_template, l->controls, v->bos, v->end};
+    l->model = (struct prompt_model){
+        l->tokenizer, l->chat_template, l->controls, output_format_find("", 0), v->bos, v->end};
 }
 
 static void unload(struct loaded *l)
@@ -81,7 +83,8 @@ static void build(const struct loaded *l, const char *const *texts, size_t n,
                   struct token_list *out)
 {
     struct chat_request r;
-    struct openai_error e;
+    bool begins_in_reasoning = false;
+    struct api_error e;
     struct error err = {0};
     struct buf body;
     buf_init(&body, 1u << 20);
@@ -93,9 +96,10 @@ static void build(const struct loaded *l, const char *const *texts, size_t n,
         buf_append_char(&body, '}');
     }
     buf_append_str(&body, "]}");
-    if (chat_request_parse(body.data, body.len, &r, &e) != 0)
+    chat_request_init(&r);
+    if (json_parse(body.data, body.len, &r.body, &err) != 0 || openai_chat_parse(&r, &e) != 0)
         fail_msg("%s", e.message);
-    if (prompt_build(&l->model, &r, 0, out, &err) != 0)
+    if (prompt_build(&l->model, &r, 0, out, &begins_in_reasoning, &err) != 0)
         fail_msg("%s", err.message);
     chat_request_done(&r);
     buf_done(&body);

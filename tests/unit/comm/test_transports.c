@@ -265,13 +265,41 @@ static void run_halves(struct world *w, struct comm *c, uint32_t rank)
         CHECK_OK(comm_all_reduce_f32_start(c, g, all, x, n, &e));
         CHECK(comm_all_reduce_f32_start(c, g, all, x, n, &e) == E_INVALID);
         CHECK(comm_broadcast(c, g, x, n, &e) == E_INVALID);
-        usleep(1000 * rank); /* the caller's own work */
+        for (int turn = 0; turn < i; turn++) {
+            usleep(1000 * rank); /* the caller's own work */
+            CHECK_OK(comm_all_reduce_f32_advance(c, &e));
+        }
         CHECK_OK(comm_all_reduce_f32_finish(c, &e));
         CHECK(memcmp(x, sum, n * sizeof(float)) == 0);
+        CHECK(comm_all_reduce_f32_advance(c, &e) == E_INVALID);
         CHECK(comm_all_reduce_f32_finish(c, &e) == E_INVALID);
         free(x);
         free(sum);
     }
+}
+
+/* Ranks 0 and 1 share memory in the world of both; nobody else does there. */
+static void run_overlaps(struct world *w, struct comm *c, uint32_t rank)
+{
+    struct error e = {0};
+    bool travels = kind == TRANSPORT_TCP || kind == TRANSPORT_MIXED, overlaps = !travels;
+    CHECK_OK(comm_group_overlaps(c, (struct comm_group){0, w->n}, &overlaps, &e));
+    CHECK(overlaps == travels);
+    CHECK_OK(comm_group_overlaps(c, (struct comm_group){rank, 1}, &overlaps, &e));
+    CHECK(!overlaps);
+    if (rank < 2) {
+        CHECK_OK(comm_group_overlaps(c, (struct comm_group){0, 2}, &overlaps, &e));
+        CHECK(overlaps == (kind == TRANSPORT_TCP));
+    }
+}
+
+static void test_overlaps(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, kind, 3, &options);
+    world_run(&w, run_overlaps);
+    world_close(&w);
 }
 
 static void test_halves(void **state)
@@ -329,6 +357,8 @@ static void run_random(struct world *w, struct comm *c, uint32_t rank)
             CHECK_OK(comm_all_reduce_f32_start(c, all, r2 & ((UINT64_C(1) << w->n) - 1), x, n, &e));
             if (r2 >> 62 == rank)
                 usleep(200);
+            if ((r2 >> 60 & 1) != 0)
+                CHECK_OK(comm_all_reduce_f32_advance(c, &e));
             CHECK_OK(comm_all_reduce_f32_finish(c, &e));
             digest(&d, x, n * sizeof(float));
             break;
@@ -597,13 +627,13 @@ static void test_crossing(void **state)
 static int run_group(const char *name)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_send),         cmocka_unit_test(test_broadcast_gather),
-        cmocka_unit_test(test_reduce),       cmocka_unit_test(test_reduce_big),
-        cmocka_unit_test(test_groups),       cmocka_unit_test(test_halves),
-        cmocka_unit_test(test_random),       cmocka_unit_test(test_silence),
-        cmocka_unit_test(test_recv_silence), cmocka_unit_test(test_leave),
-        cmocka_unit_test(test_abort),        cmocka_unit_test(test_mismatch),
-        cmocka_unit_test(test_crossing),
+        cmocka_unit_test(test_send),     cmocka_unit_test(test_broadcast_gather),
+        cmocka_unit_test(test_reduce),   cmocka_unit_test(test_reduce_big),
+        cmocka_unit_test(test_groups),   cmocka_unit_test(test_halves),
+        cmocka_unit_test(test_overlaps), cmocka_unit_test(test_random),
+        cmocka_unit_test(test_silence),  cmocka_unit_test(test_recv_silence),
+        cmocka_unit_test(test_leave),    cmocka_unit_test(test_abort),
+        cmocka_unit_test(test_mismatch), cmocka_unit_test(test_crossing),
     };
     return cmocka_run_group_tests_name(name, tests, NULL, NULL);
 }

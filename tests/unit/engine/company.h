@@ -125,7 +125,8 @@ static void add_step(struct script *s, struct sequence *const running[N_SLOTS],
     for (uint32_t i = 0; i < n_chosen; i++) {
         struct sequence *q = chosen[i];
         enum step_output output = (enum step_output)draw(s, 3);
-        a->step.part[i] = (struct step_part){q->slot, n_each[i], output};
+        a->step.part[i] =
+            (struct step_part){.slot = q->slot, .n_tokens = n_each[i], .output = output};
         for (uint32_t t = 0; t < n_each[i]; t++) {
             a->tokens[a->step.n_tokens++] = is_draft ? 5 : q->tokens[q->n_done + t];
             if (output == STEP_OUTPUT_ALL || (output == STEP_OUTPUT_LAST && t + 1 == n_each[i])) {

@@ -41,8 +41,8 @@ static void ref_rope(double *head, uint32_t dim, uint32_t position, double base,
 }
 
 /* logits[n_tokens][n_vocab] */
-static void reference_logits(const struct tiny_model *m, const int32_t *tokens, uint32_t n_tokens,
-                             double *logits)
+static inline void reference_logits(const struct tiny_model *m, const int32_t *tokens,
+                                    uint32_t n_tokens, double *logits)
 {
     const struct tiny_shape *s = &m->shape;
     uint32_t d = s->head_dim, kv = s->n_head_kv * d, group = s->n_head / s->n_head_kv;

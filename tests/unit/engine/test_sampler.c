@@ -1,6 +1,7 @@
 /* The sampler against a plain one that sorts the whole vocabulary, alone and over ranks that hold
  * slices. */
 #include "base/rng.h"
+#include "engine/logprobs.h"
 #include "engine/sampler.h"
 
 #include <math.h>
@@ -80,9 +81,13 @@ struct job {
     struct comm *comm;
     struct comm_group group;
     struct sampler_choice choice;
+    struct logprobs logprobs;
     int rc;
     pthread_t thread;
 };
+
+static const uint8_t *mask; /* for all jobs */
+static uint32_t n_top;
 
 static void *run_job(void *arg)
 {
@@ -90,11 +95,16 @@ static void *run_job(void *arg)
     struct sampler *s;
     if (sampler_new(N_VOCAB, &s, NULL) != 0)
         abort();
-    j->rc = sampler_choose(s, j->sampling, j->logits + j->vocab.begin, j->vocab, j->tokens,
+    j->rc = sampler_choose(s, j->sampling, j->logits + j->vocab.begin, j->vocab, mask, j->tokens,
                            j->n_tokens, j->comm, j->group, &j->choice, NULL);
+    if (j->rc == 0)
+        j->rc = logprobs_compute(j->logits + j->vocab.begin, j->vocab, j->choice.token, n_top,
+                                 j->comm, j->group, &j->logprobs, NULL);
     sampler_free(s);
     return NULL;
 }
+
+static struct logprobs last_logprobs; /* of choose_over */
 
 static struct sampler_choice choose_over(uint32_t n_ranks, const struct sampling *sampling,
                                          const float *logits, const int32_t *tokens,
@@ -122,9 +132,11 @@ static struct sampler_choice choose_over(uint32_t n_ranks, const struct sampling
         pthread_join(job[i].thread, NULL);
         assert_int_equal(job[i].rc, 0);
         assert_int_equal(job[i].choice.token, job[0].choice.token);
+        assert_memory_equal(&job[i].logprobs, &job[0].logprobs, sizeof(job[0].logprobs));
     }
     for (uint32_t i = 0; i < n_ranks; i++)
         comm_close(comms[i]);
+    last_logprobs = job[0].logprobs;
     return job[0].choice;
 }
 
@@ -181,8 +193,8 @@ static void draws_follow_the_distribution(void **state)
     assert_int_equal(sampler_new(N_SMALL, &sampler, NULL), 0);
     for (uint32_t i = 0; i < N_DRAWS; i++) {
         struct sampler_choice choice;
-        assert_int_equal(sampler_choose(sampler, &s, logits, (struct range){0, N_SMALL}, NULL, i,
-                                        NULL, (struct comm_group){0, 1}, &choice, NULL),
+        assert_int_equal(sampler_choose(sampler, &s, logits, (struct range){0, N_SMALL}, NULL, NULL,
+                                        i, NULL, (struct comm_group){0, 1}, &choice, NULL),
                          0);
         count[choice.token]++;
     }
@@ -240,6 +252,132 @@ static void penalties_and_bias(void **state)
     }
 }
 
+/* Masks of any density, against the plain sampler on logits that are as good as minus infinity. */
+static void masked_tokens_do_not_exist(void **state)
+{
+    static uint8_t bits[(N_VOCAB + 7) / 8];
+    static float masked[N_VOCAB];
+    int32_t tokens[1] = {0};
+    (void)state;
+    mask = bits;
+    for (uint32_t trial = 0; trial < 200; trial++) {
+        static const float temperatures[] = {0, 0.7f, 1, 3, 100}, top_ps[] = {1, 0.9f, 0.2f};
+        static const uint32_t top_ks[] = {0, 1, 40, 2000};
+        static const double densities[] = {0, 0.001, 0.02, 0.5, 0.99};
+        struct sampling s;
+        sampling_init(&s);
+        s.temperature = temperatures[rng_u64(2, trial, 1) % 5];
+        s.top_p = top_ps[rng_u64(2, trial, 2) % 3];
+        s.top_k = top_ks[rng_u64(2, trial, 3) % 4];
+        s.min_p = rng_u64(2, trial, 6) % 3 == 0 ? 0.1f : 0;
+        s.seed = trial;
+        make_logits(trial, rng_u64(2, trial, 4) % 2 == 0 ? 0.1f : 4);
+        memset(bits, 0, sizeof(bits));
+        uint32_t sure = (uint32_t)(rng_u64(2, trial, 5) % N_VOCAB);
+        for (uint32_t i = 0; i < N_VOCAB; i++) {
+            if (i == sure || rng_uniform(trial, i, 9) < densities[trial % 5])
+                bits[i / 8] |= (uint8_t)(1u << i % 8);
+            masked[i] = sampler_mask_allows(bits, i) ? random_logits[i] : -1e30f;
+        }
+        double margin;
+        int32_t expected = choose_plainly(&s, masked, 0, &margin);
+        for (uint32_t n = 1; n <= N_RANKS_MAX; n++) {
+            struct sampler_choice c = choose_over(n, &s, random_logits, tokens, 0);
+            assert_true(sampler_mask_allows(bits, (uint32_t)c.token));
+            if (margin > 1e-5)
+                assert_int_equal(c.token, expected);
+        }
+    }
+    memset(bits, 0, sizeof(bits));
+    struct sampler *sampler;
+    struct sampler_choice choice;
+    struct sampling s;
+    struct error err;
+    sampling_init(&s);
+    assert_int_equal(sampler_new(N_VOCAB, &sampler, NULL), 0);
+    assert_int_equal(sampler_choose(sampler, &s, random_logits, (struct range){0, N_VOCAB}, bits,
+                                    tokens, 0, NULL, (struct comm_group){0, 1}, &choice, &err),
+                     E_INVALID);
+    sampler_free(sampler);
+    mask = NULL;
+}
+
+static void bias_and_penalties_meet_the_mask(void **state)
+{
+    static uint8_t bits[(N_VOCAB + 7) / 8];
+    struct sampling s;
+    const int32_t tokens[] = {100, 2000};
+    (void)state;
+    sampling_init(&s);
+    s.repetition_penalty = 2;
+    s.n_bias = 2;
+    s.bias[0] = (struct logit_bias){50, 100}; /* not allowed, however wanted */
+    s.bias[1] = (struct logit_bias){2500, 3};
+    for (uint32_t i = 0; i < N_VOCAB; i++)
+        random_logits[i] = 0;
+    random_logits[2000] = 5;
+    memset(bits, 0, sizeof(bits));
+    bits[2000 / 8] |= 1u << 2000 % 8;
+    bits[2500 / 8] |= 1u << 2500 % 8;
+    bits[7 / 8] |= 1u << 7;
+    mask = bits;
+    for (uint32_t n = 1; n <= N_RANKS_MAX; n++) {
+        struct sampler_choice c = choose_over(n, &s, random_logits, tokens, 2);
+        assert_int_equal(c.token, 2500);
+        assert_true(c.logit == 3.0f && c.logit_second == 2.5f);
+    }
+    mask = NULL;
+}
+
+static void logprobs_are_those_of_the_model(void **state)
+{
+    static struct plain all[N_VOCAB];
+    int32_t tokens[1] = {0};
+    (void)state;
+    for (uint32_t trial = 0; trial < 60; trial++) {
+        struct sampling s;
+        double sum = 0;
+        sampling_init(&s);
+        s.temperature = trial % 3 == 0 ? 0 : 2;
+        s.seed = trial;
+        s.n_bias = 1;
+        s.bias[0] = (struct logit_bias){3, 20};
+        n_top = trial % (LIMIT_TOP_LOGPROBS + 1);
+        make_logits(trial, trial % 2 == 0 ? 0.1f : 5);
+        for (int32_t i = 0; i < N_VOCAB; i++) {
+            all[i] = (struct plain){(double)random_logits[i], i};
+            sum += exp((double)random_logits[i]);
+        }
+        qsort(all, N_VOCAB, sizeof(all[0]), compare_plain);
+        for (uint32_t n = 1; n <= N_RANKS_MAX; n++) {
+            int32_t token = choose_over(n, &s, random_logits, tokens, 0).token;
+            const struct logprobs *l = &last_logprobs;
+            assert_true(fabs((double)l->chosen - ((double)random_logits[token] - log(sum))) < 1e-5);
+            assert_int_equal(l->n_top, n_top);
+            for (uint32_t i = 0; i < n_top; i++) {
+                assert_int_equal(l->top[i].token, all[i].token);
+                assert_true(fabs((double)l->top[i].logprob - (all[i].logit - log(sum))) < 1e-5);
+            }
+        }
+    }
+    n_top = 0;
+}
+
+static void impossible_tokens_have_a_number(void **state)
+{
+    struct logprobs l;
+    float logits[3] = {0, -20000, -INFINITY};
+    (void)state;
+    for (int32_t token = 1; token < 3; token++) {
+        assert_int_equal(logprobs_compute(logits, (struct range){0, 3}, token, 5, NULL,
+                                          (struct comm_group){0, 1}, &l, NULL),
+                         0);
+        assert_true(l.chosen == LOGPROB_MIN);
+        assert_int_equal(l.n_top, 3);
+        assert_true(l.top[0].logprob == 0.0f && l.top[2].logprob == LOGPROB_MIN);
+    }
+}
+
 static void bad_settings_are_refused(void **state)
 {
     (void)state;
@@ -271,6 +409,10 @@ int main(void)
         cmocka_unit_test(draws_follow_the_distribution),
         cmocka_unit_test(ties_go_to_the_lower_token),
         cmocka_unit_test(penalties_and_bias),
+        cmocka_unit_test(masked_tokens_do_not_exist),
+        cmocka_unit_test(bias_and_penalties_meet_the_mask),
+        cmocka_unit_test(logprobs_are_those_of_the_model),
+        cmocka_unit_test(impossible_tokens_have_a_number),
         cmocka_unit_test(bad_settings_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -322,7 +322,7 @@ static double run(uint32_t n, uint32_t n_draft, const struct clock *c,
         if (n_flights == 0)
             break;
         now_ns = end_ns[first];
-        scheduler_result(s, rows[first], now_ns);
+        scheduler_result(s, rows[first], NULL, now_ns);
         first = (first + 1) % 8;
         n_flights--;
         if (first_ns == 0 && n_got[n - 1] > 0)

@@ -89,7 +89,8 @@ static void carry_out(struct engine *e, struct plan *p, uint64_t number,
         const struct plan_part *part = &p->part[i];
         assert_int_equal(engine_slot_truncate(e, part->slot, part->n_past, NULL), 0);
         assert_int_equal(engine_slot_extend(e, part->slot, blocks, part->n_new_blocks, NULL), 0);
-        step.part[i] = (struct step_part){part->slot, part->n_tokens, part->output};
+        step.part[i] = (struct step_part){
+            .slot = part->slot, .n_tokens = part->n_tokens, .output = part->output};
     }
     assert_int_equal(engine_step(e, &step, ret_result, NULL), 0);
 }
@@ -182,7 +183,7 @@ static struct scheduler_stats run(const struct job *j, struct answer *ret_answer
     for (uint64_t number = 1; scheduler_plan(s, now_ns, p); number++) {
         struct step_result result;
         carry_out(e, p, number, &result);
-        scheduler_result(s, result.rows, now_ns += 1000000);
+        scheduler_result(s, result.rows, NULL, now_ns += 1000000);
     }
     scheduler_get_stats(s, &stats);
     scheduler_free(s);
@@ -338,7 +339,7 @@ static void answer(struct local_set *set, int32_t *ret_tokens, uint32_t n_max, f
             break;
         if (message.type != MESSAGE_TOKENS)
             continue;
-        assert_int_equal(message_decode_tokens(&message, &t, NULL), 0);
+        assert_int_equal(message_decode_tokens(&message, &t, NULL, NULL), 0);
         memcpy(ret_tokens + n, t.tokens, t.n_tokens * sizeof(int32_t));
         n += t.n_tokens;
     }

@@ -172,7 +172,7 @@ static void every_request_ends_once(void **state)
             fail_msg("%s", err.message);
         if (m.type == MESSAGE_TOKENS) {
             struct message_tokens t;
-            assert_int_equal(message_decode_tokens(&m, &t, NULL), 0);
+            assert_int_equal(message_decode_tokens(&m, &t, NULL, NULL), 0);
             assert_in_range(t.request, 1, N_REQUESTS);
             assert_false(is_done[t.request]);
             n_tokens[t.request] += t.n_tokens;

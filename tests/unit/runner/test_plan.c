@@ -30,12 +30,17 @@ static void draw_slots(uint32_t *slots, uint32_t n)
     }
 }
 
+static uint8_t masks[2000]; /* random */
+
 static void draw_plan(struct plan *p)
 {
+    for (uint32_t i = 0; i < sizeof(masks) && masks[0] == 0; i++)
+        masks[i] = (uint8_t)(1 + i * 37);
     uint32_t slots[LIMIT_SLOTS];
     p->kind = (enum plan_kind)(PLAN_STEP + draw(8) / 6);
     p->number = rng_u64(seed, drawn++, 2);
     p->n_copies = p->n_attaches = p->n_parts = p->n_blocks = p->n_tokens = 0;
+    p->n_mask_bytes = 0;
     if (p->kind != PLAN_STEP)
         return;
     p->n_copies = draw(4);
@@ -63,6 +68,11 @@ static void draw_plan(struct plan *p)
                                         .n_past = draw(5000),
                                         .prefix_hash = rng_u64(seed, drawn++, 3),
                                         .n_new_blocks = draw(3)};
+        p->part[i].n_logprobs = draw(3) == 0 ? draw(2 + LIMIT_TOP_LOGPROBS) : 0;
+        if (p->part[i].output == STEP_OUTPUT_LAST && seed % 2 == 0 && draw(3) == 0)
+            p->part[i].mask = masks + draw(1000);
+        if (p->part[i].mask != NULL && p->n_mask_bytes == 0)
+            p->n_mask_bytes = 1 + draw(1000);
         p->n_tokens += p->part[i].n_tokens;
         p->n_blocks += p->part[i].n_new_blocks;
     }
@@ -100,6 +110,12 @@ static void round_trips(void **state)
         assert_int_equal(again.len, b.len);
         assert_memory_equal(again.data, b.data, b.len);
         assert_int_equal(plan_n_rows(p), plan_n_rows(q));
+        for (uint32_t i = 0; i < p->n_parts; i++) {
+            assert_int_equal(p->part[i].n_logprobs, q->part[i].n_logprobs);
+            assert_int_equal(p->part[i].mask != NULL, q->part[i].mask != NULL);
+            if (p->part[i].mask != NULL)
+                assert_memory_equal(p->part[i].mask, q->part[i].mask, p->n_mask_bytes);
+        }
     }
     buf_done(&b);
     buf_done(&again);
@@ -286,13 +302,36 @@ static void rows_travel(void **state)
     buf_done(&b);
 }
 
+static void logprobs_round_trip(void **state)
+{
+    (void)state;
+    static struct logprobs rows[8], again[8];
+    struct plan_logprobs asked = {.n_parts = 4,
+                                  .part = {{1, 0}, {3, 1}, {0, 5}, {2, 1 + LIMIT_TOP_LOGPROBS}}};
+    struct buf b;
+    for (uint32_t i = 0; i < 6; i++) {
+        rows[i] = (struct logprobs){.chosen = -(float)i};
+        for (uint32_t k = 0; i >= 4 && k < 7 * (i - 3); k++) /* fewer than were asked for */
+            if (k < LIMIT_TOP_LOGPROBS)
+                rows[i].top[rows[i].n_top++] = (struct token_logprob){(int32_t)(i + k), -(float)k};
+    }
+    buf_init(&b, 4096);
+    assert_int_equal(plan_encode_logprobs(&b, &asked, rows), 0);
+    assert_int_equal(b.len, plan_logprobs_bytes(&asked));
+    assert_int_equal(plan_decode_logprobs(b.data, &asked, 100, again, NULL), 0);
+    for (uint32_t i = 1; i < 6; i++)
+        assert_memory_equal(&again[i], &rows[i], sizeof(rows[i]));
+    assert_int_equal(plan_decode_logprobs(b.data, &asked, 5, again, NULL), E_PROTOCOL);
+    buf_done(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_trips),           cmocka_unit_test(truncations_and_bit_flips),
         cmocka_unit_test(bad_plans_are_refused), cmocka_unit_test(bad_blocks_are_refused),
         cmocka_unit_test(the_largest_plan_fits), cmocka_unit_test(hashes_extend),
-        cmocka_unit_test(rows_travel),
+        cmocka_unit_test(rows_travel),           cmocka_unit_test(logprobs_round_trip),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -84,6 +84,15 @@ static void encode_submit(struct buf *b)
     m.n_tokens = draw(4096);
     for (uint32_t i = 0; i < m.n_tokens; i++)
         tokens[i] = (int32_t)draw(100000);
+    static char text[500];
+    draw_text(text, sizeof(text));
+    m.n_logprobs = draw(2) * draw(2 + LIMIT_TOP_LOGPROBS);
+    m.has_grammar = draw(2);
+    if (m.has_grammar) {
+        m.grammar_kind = (enum grammar_kind)draw(GRAMMAR_KIND_COUNT);
+        m.grammar = text;
+        m.n_grammar_bytes = (uint32_t)strlen(text);
+    }
     message_encode_submit(b, &m);
 }
 
@@ -147,8 +156,19 @@ static void encode_tokens(struct buf *b)
 {
     struct message_tokens m = {
         .request = draw_u64(), .n_before = (uint32_t)draw_u64(), .n_tokens = draw(257)};
+    static struct logprobs logprobs[MESSAGE_LOGPROBS_MAX];
+    if (draw(2) == 0) {
+        m.n_tokens = draw(MESSAGE_LOGPROBS_MAX + 1);
+        m.logprobs = logprobs;
+    }
     for (uint32_t i = 0; i < m.n_tokens; i++)
         m.tokens[i] = (int32_t)draw(100000);
+    for (uint32_t i = 0; i < MESSAGE_LOGPROBS_MAX; i++) {
+        logprobs[i] =
+            (struct logprobs){.chosen = -(float)draw(99), .n_top = draw(LIMIT_TOP_LOGPROBS + 1)};
+        for (uint32_t k = 0; k < logprobs[i].n_top; k++)
+            logprobs[i].top[k] = (struct token_logprob){(int32_t)draw(100000), -(float)draw(9999)};
+    }
     message_encode_tokens(b, &m);
 }
 
@@ -267,6 +287,7 @@ static int recode(const struct message *m, struct buf *out, struct error *err)
     struct message_failed failed;
     struct message_progress progress;
     struct message_tokens tokens;
+    struct logprobs logprobs[MESSAGE_LOGPROBS_MAX];
     struct message_done done;
     struct message_pong pong;
     uint64_t number;
@@ -316,7 +337,7 @@ static int recode(const struct message *m, struct buf *out, struct error *err)
         rc = message_decode_progress(m, &progress, err);
         return rc != 0 ? rc : message_encode_progress(out, &progress);
     case MESSAGE_TOKENS:
-        rc = message_decode_tokens(m, &tokens, err);
+        rc = message_decode_tokens(m, &tokens, logprobs, err);
         return rc != 0 ? rc : message_encode_tokens(out, &tokens);
     case MESSAGE_DONE:
         rc = message_decode_done(m, &done, err);

@@ -169,7 +169,7 @@ static void answer(struct subject *s, uint64_t request, int32_t tokens[N_MAX])
         }
         if (m.type != MESSAGE_TOKENS)
             continue;
-        assert_int_equal(message_decode_tokens(&m, &t, NULL), 0);
+        assert_int_equal(message_decode_tokens(&m, &t, NULL, NULL), 0);
         assert_int_equal(t.request, request);
         assert_true(n + t.n_tokens <= N_MAX);
         memcpy(tokens + n, t.tokens, t.n_tokens * sizeof(int32_t));

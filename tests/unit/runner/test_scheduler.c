@@ -10,6 +10,8 @@
 
 #include <cmocka.h>
 
+#include "text/tiny_vocab.h"
+
 enum { END_TOKEN = 9 };
 
 /* What came out, as one line of text: "tokens 1: 42, done 1 stop 2, ". */
@@ -133,7 +135,7 @@ static void result(struct story *s, int32_t token)
         rows[i] = (struct step_row){.token = token};
     s->now_ns += 1000;
     buf_append_str(&trace, "-> ");
-    scheduler_result(s->scheduler, rows, s->now_ns);
+    scheduler_result(s->scheduler, rows, NULL, s->now_ns);
 }
 
 static bool step(struct story *s, int32_t token)
@@ -458,11 +460,11 @@ static void slots_are_emptied_for_others(void **state)
 static void two_stages_are_kept_busy(void **state)
 {
     (void)state;
-    struct scheduler_options o = options(2, 2000, 512);
+    struct scheduler_options o = options(2, 3000, 512);
     o.n_in_flight = 2;
     struct story s = begin_with(&o);
-    /* Chunk follows chunk; eight of them for two stages. */
-    submit(&s, 1, 100, 1024, 100);
+    /* Chunk follows chunk; sixteen of them for two stages. */
+    submit(&s, 1, 100, 2048, 100);
     plan(&s);
     plan(&s);
     assert_false(plan(&s));
@@ -470,25 +472,25 @@ static void two_stages_are_kept_busy(void **state)
     assert_int_equal(scheduler_n_in_flight(s.scheduler), 2);
     result(&s, 42);
     plan(&s);
-    expect("-> progress 1 128/1024, 0:256+128 ");
-    for (int i = 0; i < 6; i++) {
+    expect("-> progress 1 128/2048, 0:256+128 ");
+    for (int i = 0; i < 14; i++) {
         result(&s, 42);
         plan(&s);
     }
-    assert_non_null(strstr(buf_str(&trace), "0:896+128! -> progress 1 896/1024, "));
+    assert_non_null(strstr(buf_str(&trace), "0:1920+128! -> progress 1 1920/2048, "));
     buf_reset(&trace);
     result(&s, 42);
-    expect("-> progress 1 1024/1024, token 1 42, ");
+    expect("-> progress 1 2048/2048, token 1 42, ");
     /* A decoding sequence is in one step; two of them are in one each. */
     submit(&s, 2, 100, 10, 100);
     plan(&s);
     plan(&s);
-    expect("attach 1 keep 0, 0:1024+1! 1:0+10! ");
+    expect("attach 1 keep 0, 0:2048+1! 1:0+10! ");
     result(&s, 43);
     plan(&s);
     plan(&s);
     assert_false(plan(&s));
-    expect("-> token 1 43, token 2 43, 0:1025+1! 1:10+1! ");
+    expect("-> token 1 43, token 2 43, 0:2049+1! 1:10+1! ");
     end(&s);
 }
 
@@ -556,10 +558,151 @@ static void bad_options_are_refused(void **state)
     assert_int_equal(scheduler_new(&o, &output, &scheduler, NULL), E_INVALID);
 }
 
+/* ---- grammars ---- */
+
+static void submit_regex(struct story *s, const struct grammar_vocab *vocab, uint64_t request,
+                         const char *regex, uint32_t n, uint32_t n_max)
+{
+    static struct message_submit m;
+    int32_t tokens[64];
+    struct grammar *g = NULL;
+    assert_int_equal(grammar_compile(vocab, GRAMMAR_REGEX, regex, strlen(regex), &g, NULL), 0);
+    for (uint32_t i = 0; i < n; i++)
+        tokens[i] = (int32_t)(request * 50 + i);
+    m = (struct message_submit){
+        .request = request, .n_max = n_max, .n_tokens = n, .tokens = tokens, .n_logprobs = 1};
+    m.n_end = 1;
+    m.end[0] = TINY_IM_END;
+    sampling_init(&m.sampling);
+    m.sampling.n_prompt = n;
+    assert_int_equal(scheduler_submit_grammar(s->scheduler, &m, g, s->now_ns, NULL), 0);
+}
+
+static struct grammar_vocab *open_vocab(void)
+{
+    struct tiny tiny;
+    struct tokenizer *t = NULL;
+    struct grammar_vocab *vocab = NULL;
+    tiny_bpe(&tiny, "gpt-2");
+    tiny_finish(&tiny);
+    assert_int_equal(tiny_open(&tiny, &t, NULL), 0);
+    assert_int_equal(grammar_vocab_new(t, &vocab, NULL), 0);
+    tokenizer_free(t);
+    tiny_done(&tiny);
+    return vocab;
+}
+
+/* Each row gives the lowest token that its mask allows, or, without one, 500. Returns false when
+ * there was nothing to plan. */
+static bool step_allowed(struct story *s)
+{
+    static struct step_row rows[LIMIT_BATCH_TOKENS];
+    uint32_t n = 0;
+    if (!plan(s))
+        return false;
+    for (uint32_t i = 0; i < s->plan->n_parts; i++) {
+        const struct plan_part *part = &s->plan->part[i];
+        uint32_t token = 0;
+        while (part->mask != NULL && !sampler_mask_allows(part->mask, token))
+            assert_in_range(++token, 0, 999);
+        assert_int_not_equal(part->output, STEP_OUTPUT_ALL);
+        if (part->output == STEP_OUTPUT_LAST)
+            rows[n++].token = part->mask != NULL ? (int32_t)token : 500;
+    }
+    s->now_ns += 1000;
+    buf_append_str(&trace, "-> ");
+    scheduler_result(s->scheduler, rows, NULL, s->now_ns);
+    return true;
+}
+
+static void grammars_go_with_their_sequences(void **state)
+{
+    (void)state;
+    struct grammar_vocab *vocab = open_vocab();
+    struct story s = begin(2, 100, 32);
+    submit_regex(&s, vocab, 1, "x(bc|yz)", 3, 10);
+    grammar_vocab_free(vocab); /* the grammar does not need it */
+    submit(&s, 2, 100, 3, 4);
+    step_allowed(&s);
+    expect("attach 0 keep 0, attach 1 keep 0, 0:0+3! 1:0+3! -> token 1 120, token 2 500, ");
+    assert_int_equal(s.plan->n_mask_bytes, 125);
+    assert_null(s.plan->part[1].mask);
+    assert_int_equal(s.plan->part[0].n_logprobs, 1);
+    assert_int_equal(s.plan->part[1].n_logprobs, 0);
+    step_allowed(&s);
+    expect("0:3+1! 1:3+1! -> token 1 98, token 2 500, ");
+    step_allowed(&s); /* nothing can follow: the end, without a step for it */
+    expect("0:4+1! 1:4+1! -> token 1 99, done 1 stop 3, token 2 500, ");
+    step_allowed(&s);
+    expect("1:5+1! -> token 2 500, done 2 length 4, ");
+    assert_int_equal(s.plan->n_mask_bytes, 0);
+    end(&s);
+}
+
+static void an_end_may_be_chosen_where_it_is_allowed(void **state)
+{
+    (void)state;
+    struct grammar_vocab *vocab = open_vocab();
+    struct story s = begin(1, 100, 32);
+    submit_regex(&s, vocab, 1, "xy*", 3, 10);
+    assert_true(plan(&s));
+    assert_false(sampler_mask_allows(s.plan->part[0].mask, TINY_IM_END));
+    result(&s, 'x');
+    assert_true(plan(&s));
+    assert_true(sampler_mask_allows(s.plan->part[0].mask, TINY_IM_END));
+    assert_true(sampler_mask_allows(s.plan->part[0].mask, 'y'));
+    result(&s, TINY_IM_END);
+    expect("attach 0 keep 0, 0:0+3! -> token 1 120, 0:3+1! -> done 1 stop 1, ");
+    submit_regex(&s, vocab, 2, "", 3, 10); /* only the end */
+    assert_true(plan(&s));
+    for (int32_t id = 0; id < 1000; id++)
+        assert_int_equal(sampler_mask_allows(s.plan->part[0].mask, (uint32_t)id),
+                         id == TINY_IM_END);
+    result(&s, TINY_IM_END);
+    expect("attach 0 keep 0, 0:0+3! -> done 2 stop 0, ");
+    submit_regex(&s, vocab, 3, "x", 3, 10);
+    scheduler_cancel(s.scheduler, 3, s.now_ns);
+    expect("done 3 cancelled 0, ");
+    grammar_vocab_free(vocab);
+    end(&s);
+}
+
+/* Put back for want of memory, a sequence goes on where its grammar was. */
+static void grammars_outlive_preemption(void **state)
+{
+    (void)state;
+    struct grammar_vocab *vocab = open_vocab();
+    struct scheduler_options o = options(2, 80, 32);
+    o.n_blocks = 3;
+    struct story s = begin_with(&o);
+    struct scheduler_stats stats;
+    submit(&s, 1, 100, 30, 20);
+    submit_regex(&s, vocab, 2, "p{6}q{6}", 28, 40);
+    while (step_allowed(&s))
+        continue;
+    scheduler_get_stats(s.scheduler, &stats);
+    assert_true(stats.n_preempted > 0);
+    uint32_t n_p = 0, n_q = 0;
+    for (const char *at = buf_str(&trace); (at = strstr(at, "token 2 ")) != NULL; at += 8) {
+        int token = atoi(at + 8);
+        assert_true(token == (n_p < 6 ? 'p' : 'q'));
+        n_p += token == 'p';
+        n_q += token == 'q';
+    }
+    assert_int_equal(n_p, 6);
+    assert_int_equal(n_q, 6);
+    assert_non_null(strstr(buf_str(&trace), "done 2 stop 12"));
+    grammar_vocab_free(vocab);
+    end(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_request_to_its_end),
+        cmocka_unit_test(grammars_go_with_their_sequences),
+        cmocka_unit_test(an_end_may_be_chosen_where_it_is_allowed),
+        cmocka_unit_test(grammars_outlive_preemption),
         cmocka_unit_test(parts_carry_the_hash_of_their_prefix),
         cmocka_unit_test(length_ends_generation),
         cmocka_unit_test(prompts_that_cannot_run),

@@ -77,7 +77,7 @@ static int run_two(struct plan *p, struct error *err)
         for (uint32_t i = 0; i < LIMIT_BATCH_TOKENS; i++)
             rows[i].token = 7;
         now_ns += 10000 + p->n_tokens;
-        scheduler_result(s, rows, now_ns);
+        scheduler_result(s, rows, NULL, now_ns);
     }
     scheduler_free(s);
     return 0;

@@ -455,7 +455,7 @@ static void run_one(void)
         } else if (scheduler_n_in_flight(s) > 0) {
             /* Time is as capricious as the rest, or such that guesses pay. */
             now_ns += repeats ? 50000 + 1000 * p->n_tokens : 1 + draw(100000);
-            scheduler_result(s, engine->rows[engine->rows_first], now_ns);
+            scheduler_result(s, engine->rows[engine->rows_first], NULL, now_ns);
             engine->rows_first = (engine->rows_first + 1) % o.n_in_flight;
             engine->n_rows_queued--;
         } else if (scheduler_plan(s, now_ns, p)) {

@@ -1,0 +1,1 @@
+shoal_fuzz_target(anthropic_body api)

@@ -1,0 +1,1 @@
+shoal_fuzz_target(ollama_body api)
