@@ -128,7 +128,7 @@ void anthropic_models_list(struct api *a, const struct http_request *q, struct h
 {
     const struct api_backend *b = a->backend;
     struct api_error e;
-    struct page page;
+    struct page page = {0};
     struct buf body;
     if (read_page(a, q->query, &page, &e) != 0) {
         api_error_respond(r, &e);

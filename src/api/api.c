@@ -148,22 +148,22 @@ static const struct route *find_route(const struct http_request *q, struct http_
                                       struct api_error *e)
 {
     char allowed[64] = "";
+    int n = 0; /* of its characters */
     for (size_t i = 0; i < N_ROUTES; i++) {
         if (!has_path(&routes[i], q->path))
             continue;
         if (has_method(&routes[i], q->method))
             return &routes[i];
-        if (strstr(allowed, routes[i].method) == NULL) {
-            strcat(allowed, routes[i].method);
-            strcat(allowed, strcmp(routes[i].method, "GET") == 0 ? ", HEAD, " : ", ");
-        }
+        if (strstr(allowed, routes[i].method) == NULL)
+            n += snprintf(allowed + n, sizeof(allowed) - (size_t)n, "%s, %s", routes[i].method,
+                          strcmp(routes[i].method, "GET") == 0 ? "HEAD, " : "");
     }
-    if (allowed[0] == '\0') {
+    if (n == 0) {
         api_error_set(e, 404, "unknown_url", NULL, "Unknown request URL: %s %.256s", q->method,
                       q->path);
         return NULL;
     }
-    strcat(allowed, "OPTIONS");
+    snprintf(allowed + n, sizeof(allowed) - (size_t)n, "OPTIONS");
     api_error_set(e, 405, "method_not_allowed", NULL, "Invalid method for URL (%s %.256s): use %s.",
                   q->method, q->path, allowed);
     http_response_header(r, "allow", allowed);

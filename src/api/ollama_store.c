@@ -270,7 +270,11 @@ void ollama_pull(struct api *a, const struct http_request *q, struct http_respon
     const char *name = NULL;
     bool stream = true;
     json_t *body = NULL;
-    int rc = b->models_pull == NULL ? refuse_unserved(q, &e) : 0;
+    int rc = 0;
+    if (b->models_pull == NULL) {
+        refuse_unserved(q, &e);
+        rc = -1;
+    }
     if (rc == 0)
         rc = ollama_read_body(q, BODY_BYTES_MAX, &body, &e);
     if (rc == 0)
@@ -300,7 +304,11 @@ void ollama_delete(struct api *a, const struct http_request *q, struct http_resp
     struct buf plain = {0};
     const char *name = NULL;
     json_t *body = NULL;
-    int rc = b->models_remove == NULL ? refuse_unserved(q, &e) : 0;
+    int rc = 0;
+    if (b->models_remove == NULL) {
+        refuse_unserved(q, &e);
+        rc = -1;
+    }
     if (rc == 0)
         rc = ollama_read_body(q, BODY_BYTES_MAX, &body, &e);
     if (rc == 0)
@@ -337,7 +345,11 @@ void ollama_copy(struct api *a, const struct http_request *q, struct http_respon
     struct ollama_job *j = NULL;
     struct buf source = {0}, destination = {0};
     json_t *body = NULL;
-    int rc = b->models_copy == NULL ? refuse_unserved(q, &e) : 0;
+    int rc = 0;
+    if (b->models_copy == NULL) {
+        refuse_unserved(q, &e);
+        rc = -1;
+    }
     if (rc == 0)
         rc = ollama_read_body(q, BODY_BYTES_MAX, &body, &e);
     if (rc == 0)

@@ -33,9 +33,9 @@ json_t *openai_join_parts(const json_t *content, const char *path, struct api_er
 json_t *openai_tool_call(const char *id, const char *name, const json_t *arguments);
 
 /* "usage":{...} of completions. */
-void openai_append_usage(struct buf *out, const struct chat_call *c);
+void openai_append_usage(struct buf *b, const struct chat_call *c);
 /* The log-probabilities that choice has, as the items of a list. */
-void openai_append_logprob_list(struct buf *out, const struct chat_choice *choice);
+void openai_append_logprob_list(struct buf *b, const struct chat_choice *choice);
 /* {"error": ...}; in a stream as an event. */
 void openai_append_error(const struct chat_call *c, const struct api_error *e, struct buf *out);
 void openai_keepalive(struct chat_call *c, uint32_t n_done, uint32_t n_prompt, struct buf *out);

@@ -33,6 +33,8 @@ int model_options_init(struct model_options *o, struct error *err)
         size_t n = colon != NULL ? (size_t)(colon - folders) : strlen(folders);
         char *folder = n > 0 ? strndup(folders, n) : NULL; /* for the life of the process */
         rc = folder != NULL ? add_folder(o, folder, err) : 0;
+        if (rc != 0)
+            free(folder);
         folders = colon != NULL ? colon + 1 : NULL;
     }
     return rc;

@@ -294,6 +294,7 @@ static void multiply_group(struct ggml_tensor *dst, const struct multiply_layout
     const struct ggml_tensor *weight = dst->src[0], *x = dst->src[1];
     int64_t n_blocks = weight->ne[0] / BLOCK, n_rows = dst->ne[1];
     int64_t left = weight->ne[1] - group * MULTIPLY_GROUP;
+    assert(left > 0);
     const uint8_t *base =
         (const uint8_t *)weight->data +
         (size_t)group * multiply_bytes(weight->type, weight->ne[0], MULTIPLY_GROUP);
@@ -308,6 +309,7 @@ static void multiply_group(struct ggml_tensor *dst, const struct multiply_layout
             t.out[r] = (float *)(void *)((char *)dst->data + (size_t)row * dst->nb[1]) +
                        group * MULTIPLY_GROUP;
         }
+        assert(kernels->of[size] != NULL);
         kernels->of[size](&t);
     }
 }

@@ -1,5 +1,6 @@
 #include "engine/multiply_layout.h"
 
+#include <assert.h>
 #include <string.h>
 
 #define INLINE __attribute__((always_inline)) static inline
@@ -166,6 +167,7 @@ void multiply_pack(enum ggml_type type, int64_t n_cols, const void *rows, int64_
 size_t multiply_bytes(enum ggml_type type, int64_t n_cols, int64_t n_rows)
 {
     struct multiply_layout l = multiply_find_layout(type);
+    assert(l.file_block > 0);
     size_t n_groups = (size_t)((n_rows + MULTIPLY_GROUP - 1) / MULTIPLY_GROUP);
     return n_groups * MULTIPLY_GROUP * (size_t)(n_cols / l.file_block) * l.file_block_bytes;
 }

@@ -206,7 +206,7 @@ int message_decode_submit(const struct message *m, struct message_submit *ret, s
     for (uint32_t i = 0; i < ret->n_tokens; i++)
         tokens[i] = (int32_t)cursor_u32(&list);
     char *text = (char *)(tokens + ret->n_tokens);
-    if (ret->n_grammar_bytes > 0)
+    if (ret->n_grammar_bytes > 0 && grammar != NULL)
         memcpy(text, grammar, ret->n_grammar_bytes);
     text[ret->n_grammar_bytes] = '\0';
     ret->tokens = tokens;

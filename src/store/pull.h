@@ -53,21 +53,21 @@ struct pull_options {
 int puller_new(uv_loop_t *loop, const struct puller_config *config, struct puller **ret_puller,
                struct error *err);
 /* Cancels everything; each pull gets its end before closed. */
-void puller_close(struct puller *p, void (*closed)(void *arg), void *arg);
+void puller_close(struct puller *u, void (*closed)(void *arg), void *arg);
 
 /* Errors: E_NOMEM, E_LIMIT, E_BUSY; then no event follows. */
-int puller_pull(struct puller *p, const struct pull_options *options,
+int puller_pull(struct puller *u, const struct pull_options *options,
                 const struct pull_events *events, uint64_t *ret_id, struct error *err);
 /* done(E_CANCELLED) follows, unless it came. What nobody wants any more is not fetched any further,
  * and kept. */
-void puller_cancel(struct puller *p, uint64_t id);
+void puller_cancel(struct puller *u, uint64_t id);
 /* A file from a reader of the caller's (another node), as `file` in the folder of models. Takes the
  * reader. sha256 may be NULL. */
-int puller_copy(struct puller *p, const struct copy_reader *reader, const char *file,
+int puller_copy(struct puller *u, const struct copy_reader *reader, const char *file,
                 const char *origin, const char *tag, uint64_t size_bytes, const uint8_t *sha256,
                 const struct pull_events *events, uint64_t *ret_id, struct error *err);
 /* {"pulls": [{"id", "model", "file", "phase", "downloaded_bytes", "total_bytes", "bytes_per_s",
  * "eta_s"}]}: eta_s and total_bytes are null when unknown. */
-int puller_append_json(const struct puller *p, struct buf *b);
+int puller_append_json(const struct puller *u, struct buf *b);
 
 #endif

@@ -30,7 +30,7 @@ struct json_scan {
 };
 
 void json_scan_init(struct json_scan *s);
-enum json_scan_result json_scan_byte(struct json_scan *s, char byte);
+enum json_scan_result json_scan_byte(struct json_scan *s, char c);
 /* Whether the next byte would be a plain character of a string. */
 bool json_scan_in_string(const struct json_scan *s);
 /* Whether the text is one whole value, with white space around it at most. */

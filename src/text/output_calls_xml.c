@@ -191,7 +191,8 @@ static void take_value_byte(struct output_parser *p, char c)
     if (c == '\n') {
         text[1] = 'n';
     } else if ((unsigned char)c < 0x20) {
-        memcpy(text + 1, "u00", 3);
+        text[1] = 'u';
+        text[2] = text[3] = '0';
         text[4] = hex[(unsigned char)c >> 4];
         text[5] = hex[(unsigned char)c & 15];
         n = 6;
