@@ -30,7 +30,7 @@ FORBIDDEN = {
 }
 # What a folder may see of another one, where that is less than everything.
 ONLY = {
-    ("api", "engine"): {"engine/sampler.h"},  # the sampling settings of a request
+    ("api", "engine"): {"engine/sampler.h", "engine/logprobs.h"},  # what a request asks of sampling
 }
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*["<]([^">]+)[">]')
