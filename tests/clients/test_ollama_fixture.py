@@ -330,10 +330,10 @@ def test_format(client, server):
         return said["grammar_kind"], said["grammar"]
 
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-    assert grammar() == (0, "") and grammar(format="") == (0, "")
-    assert grammar(format="json") == (1, "")
+    assert grammar() == ("none", "") and grammar(format="") == ("none", "")
+    assert grammar(format="json") == ("json_object", "")
     kind, text = grammar(format=schema)
-    assert kind == 2 and json.loads(text) == schema
+    assert kind == "json_schema" and json.loads(text) == schema
     for bad in ("xml", 5, ["json"], True):
         status, value = post(server, "/api/chat", chat("say x", format=bad))
         assert status == 400 and "JSON schema" in value["error"]
