@@ -130,6 +130,26 @@ static int take_card(const struct card *k, const char *quantization, struct mode
     return make_name(name, strlen(name), ret->name, err);
 }
 
+/* A known model in a quantization that it does not come in: says which ones there are. Returns 0
+ * when the text is no such thing. */
+static int refuse_quantization(const struct cards *cards, const char *text, struct error *err)
+{
+    for (uint32_t i = 0; i < cards_count(cards); i++) {
+        const struct card *k = cards_at(cards, i);
+        size_t n = strlen(k->name), len = 0;
+        struct card_file f;
+        char list[256] = "";
+        if (strncasecmp(text, k->name, n) != 0 || (text[n] != ':' && text[n] != '-'))
+            continue;
+        for (uint32_t q = 0; card_file_at(k, q, &f) && len < sizeof(list); q++)
+            len += (size_t)snprintf(list + len, sizeof(list) - len, "%s%s", q > 0 ? ", " : "",
+                                    f.quantization);
+        return error_set(err, E_NOTFOUND, "%s does not come as '%.64s', but as %s", k->name,
+                         text + n + 1, list);
+    }
+    return 0;
+}
+
 int source_parse(const struct cards *cards, const char *text, struct model_source *ret,
                  struct error *err)
 {
@@ -155,6 +175,9 @@ int source_parse(const struct cards *cards, const char *text, struct model_sourc
         return error_set(err, E_NOTFOUND, "there is no file %.200s", text);
     if (strchr(text, '/') != NULL)
         return parse_repo(text, false, ret, err);
+    int rc = refuse_quantization(cards, text, err);
+    if (rc != 0)
+        return rc;
     const char *near = cards_suggest(cards, text);
     return error_set(err, E_NOTFOUND,
                      "no model is called '%.100s'%s%s%s; `shoal ls --all` lists those that can be "
