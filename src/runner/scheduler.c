@@ -395,7 +395,8 @@ void scheduler_result(struct scheduler *s, const struct step_row *rows,
                 take_rows(s, r, part, rows, logprobs, now_ns);
         }
         rows += part->n_rows;
-        logprobs += logprobs != NULL ? part->n_rows : 0;
+        if (logprobs != NULL)
+            logprobs += part->n_rows;
     }
     measure(s, f, now_ns);
 }
