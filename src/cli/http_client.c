@@ -1,6 +1,8 @@
 #include "cli/http_client.h"
 
 #include <curl/curl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { LINE_BYTES_MAX = 1 << 20, CONNECT_TIMEOUT_MS = 5000 };
@@ -48,6 +50,21 @@ static size_t on_data(char *data, size_t size, size_t n, void *arg)
     return len;
 }
 
+/* A node with keys answers only those who have one. */
+static int add_key(struct curl_slist **headers, struct error *err)
+{
+    char line[512];
+    const char *key = getenv("SHOAL_API_KEY");
+    if (key == NULL || key[0] == '\0')
+        return 0;
+    if (strpbrk(key, "\r\n") != NULL || strlen(key) > 256)
+        return error_set(err, E_INVALID,
+                         "SHOAL_API_KEY is no key: it has over 256 characters, or a line's end");
+    snprintf(line, sizeof(line), "Authorization: Bearer %s", key);
+    *headers = curl_slist_append(*headers, line);
+    return *headers != NULL ? 0 : error_set(err, E_NOMEM, "out of memory for a request");
+}
+
 static int perform(struct transfer *t, const char *url, const char *body, long timeout_ms,
                    long *ret_status, struct error *err)
 {
@@ -65,12 +82,17 @@ static int perform(struct transfer *t, const char *url, const char *body, long t
     curl_easy_setopt(t->curl, CURLOPT_TIMEOUT_MS, timeout_ms);
     curl_easy_setopt(t->curl, CURLOPT_WRITEFUNCTION, on_data);
     curl_easy_setopt(t->curl, CURLOPT_WRITEDATA, t);
+    int rc_key = add_key(&headers, err);
+    if (rc_key != 0) {
+        curl_easy_cleanup(t->curl);
+        return rc_key;
+    }
     if (body != NULL) {
-        headers = curl_slist_append(NULL, "Content-Type: application/json");
-        curl_easy_setopt(t->curl, CURLOPT_HTTPHEADER, headers);
+        headers = curl_slist_append(headers, "Content-Type: application/json");
         curl_easy_setopt(t->curl, CURLOPT_POSTFIELDS, body);
         curl_easy_setopt(t->curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)strlen(body));
     }
+    curl_easy_setopt(t->curl, CURLOPT_HTTPHEADER, headers);
     CURLcode rc = curl_easy_perform(t->curl);
     curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, ret_status);
     curl_slist_free_all(headers);

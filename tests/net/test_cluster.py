@@ -1,13 +1,16 @@
 """Real nodes that serve a model together: same answers for every split and from every node, and what happens when a client, a
 runner or a node goes away."""
 
+import os
 import random
+import re
 import signal
 import socket
+import subprocess
 
 import pytest
 
-from cluster import PROMPT, Cluster, Stream, chat, get, need_model, run_once, state, wait_for
+from cluster import PROMPT, SHOAL, Cluster, Stream, chat, get, need_model, run_once, state, wait_for
 from processes import alive
 
 
@@ -142,3 +145,24 @@ def test_nodes_without_a_model():
         assert refused.value.args[0] == 404
     finally:
         assert cluster.stop() == 0
+
+
+def test_keys(tmp_path):
+    """Our own commands send the key that the environment has."""
+    need_model()
+    key, file = "sk-" + "0123456789abcdef" * 4, tmp_path / "keys"
+    file.write_text(f"{key} owner admin - -\n")
+    file.chmod(0o600)
+    node = subprocess.Popen([SHOAL, "serve", "--data-dir", tmp_path / "data", "--listen", "127.0.0.1:0", "--mesh", "127.0.0.1:0", "--no-discovery",
+                             "--no-measure", "--api-keys", file], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        api = re.search(r"http://[\d.:]+", node.stdout.readline()).group()
+        for known, code in ((None, 69), ("sk-" + "f" * 64, 69), (key, 0)):
+            environment = {k: v for k, v in os.environ.items() if k != "SHOAL_API_KEY"} | ({"SHOAL_API_KEY": known} if known else {})
+            status = subprocess.run([SHOAL, "status", "--api", api], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=20)
+            assert status.returncode == code, known
+        assert get(api, "/health")[0] in (200, 503) and get(api, "/v1/cluster/state")[0] == 401
+    finally:
+        node.terminate()
+        assert node.wait(20) == 0
+        node.stdout.close()
