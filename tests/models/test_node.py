@@ -97,6 +97,29 @@ def test_pull_show_remove(node, store, server):
     assert node.shoal("rm", "m")[0] == NOT_FOUND and node.shoal("show", "m")[0] == NOT_FOUND
 
 
+def test_ollamas_pull_and_delete(node, store, server):
+    """Ollama's calls reach the same store."""
+    data = gguf(5 * MIB, seed=2)
+    server.add("/o.gguf", data)
+
+    def call(method, path, body):
+        address = urllib.parse.urlparse(node.api)
+        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+        connection.request(method, path, json.dumps(body))
+        answer = connection.getresponse()
+        lines = [json.loads(line) for line in answer.read().splitlines()]
+        connection.close()
+        return answer.status, lines
+
+    status, lines = call("POST", "/api/pull", {"model": server.url + "/o.gguf"})
+    assert status == 200 and lines[-1] == {"status": "success"}
+    assert (store.models / "o.gguf").read_bytes() == data
+    status, lines = call("POST", "/api/pull", {"model": server.url + "/none.gguf", "stream": False})
+    assert status >= 400 and "404" in lines[0]["error"]
+    assert call("DELETE", "/api/delete", {"model": "o"})[0] == 200 and not (store.models / "o.gguf").exists()
+    assert call("DELETE", "/api/delete", {"model": "o"})[0] == 404
+
+
 def test_two_pulls_of_one_file(node, server):
     f = server.add("/m.gguf", gguf(5 * MIB, seed=1), slow=0.01)
     ids = [node.call("pull", {"model": server.url + "/m.gguf"})[1]["id"] for _ in range(3)]
