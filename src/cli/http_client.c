@@ -141,3 +141,32 @@ int http_client_get_json(const char *api, const char *path, json_t **ret_value, 
     buf_done(&answer);
     return rc;
 }
+
+static int code_of_status(long status)
+{
+    switch (status) {
+    case 404:
+        return E_NOTFOUND;
+    case 429:
+        return E_BUSY;
+    case 504:
+        return E_TIMEOUT;
+    default:
+        return status >= 400 && status < 500 ? E_INVALID : E_UNAVAILABLE;
+    }
+}
+
+int http_client_refuse(const char *url, long status, const struct buf *answer, struct error *err)
+{
+    json_t *value = NULL;
+    struct error ignored = {0};
+    if (json_parse(buf_str(answer), answer->len, &value, &ignored) != 0)
+        value = NULL;
+    const char *message =
+        json_string_value(json_object_get(json_object_get(value, "error"), "message"));
+    int rc = message != NULL ? error_set(err, code_of_status(status), "%s", message)
+                             : error_set(err, code_of_status(status), "%s answered with status %ld",
+                                         url, status);
+    json_decref(value);
+    return rc;
+}

@@ -16,6 +16,10 @@
 int http_client_get(const char *url, const char *body, long timeout_ms, struct buf *ret_answer,
                     long *ret_status, struct error *err);
 
+/* The error that an answer with another status than 200 stands for: its own message where it has
+ * one, and a code of ours. Returns the code, never 0. */
+int http_client_refuse(const char *url, long status, const struct buf *answer, struct error *err);
+
 /* GETs the JSON below a node's API. Owns: the caller, json_decref. Errors: also E_UNAVAILABLE when
  * the status is not 200, and those of json_parse. */
 int http_client_get_json(const char *api, const char *path, json_t **ret_value, struct error *err);

@@ -1,4 +1,5 @@
 #include "base/log.h"
+#include "base/words.h"
 #include "cli/cli.h"
 #include "runner/runner.h"
 
@@ -51,38 +52,12 @@ static void print_help(FILE *out)
     fprintf(out, "\n`shoal VERB --help` says more. SHOAL_LOG=debug shows what happens inside.\n");
 }
 
-/* Edits that turn a into b (Levenshtein), for short words. */
-static size_t edit_distance(const char *a, const char *b)
-{
-    enum { WORD_MAX = 32 };
-    size_t row[WORD_MAX + 1];
-    size_t n_a = strlen(a), n_b = strlen(b);
-    if (n_a > WORD_MAX || n_b > WORD_MAX)
-        return WORD_MAX;
-    for (size_t j = 0; j <= n_b; j++)
-        row[j] = j;
-    for (size_t i = 1; i <= n_a; i++) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= n_b; j++) {
-            size_t best = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            if (row[j] + 1 < best)
-                best = row[j] + 1;
-            if (row[j - 1] + 1 < best)
-                best = row[j - 1] + 1;
-            row[j] = best;
-        }
-    }
-    return row[n_b];
-}
-
 static int refuse_verb(const char *name)
 {
     const char *nearest = NULL;
     size_t distance = 3; /* further away it is not a typing mistake */
     for (size_t i = 0; i < N_VERBS; i++) {
-        size_t d = edit_distance(name, verbs[i].name);
+        size_t d = word_distance(name, verbs[i].name);
         if (verbs[i].help != NULL && d < distance) {
             nearest = verbs[i].name;
             distance = d;

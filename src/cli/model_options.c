@@ -103,20 +103,6 @@ int model_options_open(const struct model_options *o, struct models **ret_models
     return rc != 0 ? rc : models_open(&config, ret_models, err);
 }
 
-static int code_of_status(long status)
-{
-    switch (status) {
-    case 404:
-        return E_NOTFOUND;
-    case 429:
-        return E_BUSY;
-    case 504:
-        return E_TIMEOUT;
-    default:
-        return status >= 400 && status < 500 ? E_INVALID : E_UNAVAILABLE;
-    }
-}
-
 int model_api_call(const char *api, const char *verb, const char *name, json_t **ret_answer,
                    struct error *err)
 {
@@ -138,17 +124,10 @@ int model_api_call(const char *api, const char *verb, const char *name, json_t *
     int rc = body.error != 0
                  ? error_set(err, E_INVALID, "the model's name is too long")
                  : http_client_get(url, buf_str(&body), TIMEOUT_MS, &answer, &status, err);
-    struct error ignored = {0};
-    if (rc == 0 &&
-        json_parse(buf_str(&answer), answer.len, &value, status == 200 ? err : &ignored) != 0)
-        rc = status == 200 ? E_UNAVAILABLE : 0;
-    if (rc == 0 && status != 200) {
-        const char *message =
-            json_string_value(json_object_get(json_object_get(value, "error"), "message"));
-        rc = message != NULL ? error_set(err, code_of_status(status), "%s", message)
-                             : error_set(err, code_of_status(status), "%s answered with status %ld",
-                                         url, status);
-    }
+    if (rc == 0 && status != 200)
+        rc = http_client_refuse(url, status, &answer, err);
+    if (rc == 0 && json_parse(buf_str(&answer), answer.len, &value, err) != 0)
+        rc = E_UNAVAILABLE;
     buf_done(&body);
     buf_done(&answer);
     if (rc != 0)

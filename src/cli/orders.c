@@ -190,35 +190,6 @@ static int write_body(const struct order *o, struct buf *b)
     return b->error;
 }
 
-static int code_of_status(long status)
-{
-    switch (status) {
-    case 404:
-        return E_NOTFOUND;
-    case 429:
-        return E_BUSY;
-    case 504:
-        return E_TIMEOUT;
-    default:
-        return status >= 400 && status < 500 ? E_INVALID : E_UNAVAILABLE;
-    }
-}
-
-static int refuse(const char *url, long status, const struct buf *answer, struct error *err)
-{
-    json_t *value = NULL;
-    struct error ignored = {0};
-    if (json_parse(buf_str(answer), answer->len, &value, &ignored) != 0)
-        value = NULL;
-    const char *message =
-        json_string_value(json_object_get(json_object_get(value, "error"), "message"));
-    int rc = message != NULL ? error_set(err, code_of_status(status), "%s", message)
-                             : error_set(err, code_of_status(status), "%s answered with status %ld",
-                                         url, status);
-    json_decref(value);
-    return rc;
-}
-
 static int send_order(const struct order *o, struct buf *ret_answer, struct error *err)
 {
     char url[512];
@@ -235,7 +206,7 @@ static int send_order(const struct order *o, struct buf *ret_answer, struct erro
         rc = http_client_get(url, buf_str(&body), TIMEOUT_MS, ret_answer, &status, err);
     buf_done(&body);
     if (rc == 0 && status != 200)
-        rc = refuse(url, status, ret_answer, err);
+        rc = http_client_refuse(url, status, ret_answer, err);
     return rc;
 }
 

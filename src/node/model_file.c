@@ -65,7 +65,7 @@ static int open_path(const struct model_file_wanted *w, const char *path,
     if (rc == 0 && w->with_text)
         rc = load_text(f, err);
     if (rc == 0 && w->with_text)
-        model_facts_read(path, &f->facts);
+        model_facts_of(f->model->file, &f->facts);
     if (rc == 0)
         f->facts.size_bytes = gguf_file_size(f->model->file);
     if (rc != 0) {

@@ -1,5 +1,6 @@
 #include "store/cards.h"
 
+#include "base/words.h"
 #include "model/arch.h"
 #include "store/files.h"
 
@@ -10,7 +11,7 @@
 
 extern const char store_shipped_cards[]; /* share/models.json */
 
-enum { USER_FILE_BYTES_MAX = 4 << 20, WORD_MAX = 48 };
+enum { USER_FILE_BYTES_MAX = 4 << 20 };
 
 struct cards {
     json_t *shipped, *user;
@@ -284,34 +285,12 @@ const struct card *cards_find_file(const struct cards *c, const char *file,
     return NULL;
 }
 
-/* Edits that turn a into b, for short words. */
-static size_t edit_distance(const char *a, const char *b)
-{
-    size_t row[WORD_MAX + 1], n_a = strlen(a), n_b = strlen(b);
-    if (n_a > WORD_MAX || n_b > WORD_MAX)
-        return WORD_MAX;
-    for (size_t j = 0; j <= n_b; j++)
-        row[j] = j;
-    for (size_t i = 1; i <= n_a; i++) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= n_b; j++) {
-            size_t best = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            best = row[j] + 1 < best ? row[j] + 1 : best;
-            best = row[j - 1] + 1 < best ? row[j - 1] + 1 : best;
-            row[j] = best;
-        }
-    }
-    return row[n_b];
-}
-
 const char *cards_suggest(const struct cards *c, const char *name)
 {
     const char *nearest = NULL;
     size_t distance = 4; /* further away it is not a typing mistake */
     for (uint32_t i = 0; i < c->n; i++) {
-        size_t d = edit_distance(name, c->card[i].name);
+        size_t d = word_distance(name, c->card[i].name);
         if (d < distance) {
             distance = d;
             nearest = c->card[i].name;

@@ -90,6 +90,18 @@ static uint64_t count_params(const struct gguf_file *f)
     return sum;
 }
 
+void model_facts_of(const struct gguf_file *f, struct model_entry *e)
+{
+    copy_string(f, "general.name", e->title, sizeof(e->title));
+    copy_string(f, "general.architecture", e->architecture, sizeof(e->architecture));
+    e->n_layers = get_number(f, e->architecture, "block_count");
+    e->n_ctx = get_number(f, e->architecture, "context_length");
+    e->n_params = count_params(f);
+    e->capabilities = find_capabilities(f, e->architecture);
+    e->can_run = arch_find(e->architecture, strlen(e->architecture)) != NULL;
+    name_quantization(f, e);
+}
+
 void model_facts_read(const char *path, struct model_entry *e)
 {
     struct gguf_file *f = NULL;
@@ -99,13 +111,6 @@ void model_facts_read(const char *path, struct model_entry *e)
         snprintf(e->problem, sizeof(e->problem), "%.*s", (int)sizeof(e->problem) - 1, err.message);
         return;
     }
-    copy_string(f, "general.name", e->title, sizeof(e->title));
-    copy_string(f, "general.architecture", e->architecture, sizeof(e->architecture));
-    e->n_layers = get_number(f, e->architecture, "block_count");
-    e->n_ctx = get_number(f, e->architecture, "context_length");
-    e->n_params = count_params(f);
-    e->capabilities = find_capabilities(f, e->architecture);
-    e->can_run = arch_find(e->architecture, strlen(e->architecture)) != NULL;
-    name_quantization(f, e);
+    model_facts_of(f, e);
     gguf_file_close(f);
 }
